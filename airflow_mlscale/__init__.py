@@ -1,0 +1,3 @@
+"""Machine-learning services that meet their promises, driven from Apache Airflow."""
+
+__version__ = "0.1.0"

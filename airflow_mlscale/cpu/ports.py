@@ -1,0 +1,119 @@
+"""The CPU-share port: what a controller may ask for its group of processes, and what it gets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import inf
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuShare:
+    """A share of one host.
+
+    A guarantee is enforced by weight, so idle cycles stay free for everybody; only a ceiling is a quota.
+    A group without any guarantee and ceiling runs in the idle class: it gets what nobody else wants.
+    """
+
+    guaranteed_cores: float
+    """Cores the group gets whenever it wants them; 0 means idle cycles only."""
+    ceiling_cores: float | None = None
+    """Cores it cannot exceed; None for no limit."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.guaranteed_cores < inf:
+            raise ValueError(f"guaranteed_cores={self.guaranteed_cores} must be a finite number >= 0")
+        if self.ceiling_cores is not None and not max(0.0, self.guaranteed_cores - 1e-9) <= self.ceiling_cores < inf:
+            raise ValueError(f"ceiling_cores={self.ceiling_cores} must be at least guaranteed_cores={self.guaranteed_cores}")
+
+    @classmethod
+    def strict(cls, cores: float) -> CpuShare:
+        """Exactly this much: the ceiling equals the guarantee."""
+        return cls(guaranteed_cores=cores, ceiling_cores=cores)
+
+
+UNMANAGED = CpuShare(guaranteed_cores=0.125)
+"""The safe share: no ceiling and the weight of one ordinary process. What a group has when nobody controls it."""
+
+IDLE = CpuShare(guaranteed_cores=0.0)
+"""Idle cycles only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What an arbiter needs to know beside the share; adapters without an arbiter ignore it."""
+
+    minimum_cores: float = 0.0
+    """Part of the guarantee that is never taken away; refused at admission if the host cannot give it."""
+    priority: int = 0
+    """Serving uses `SERVING_PRIORITY`, batch 0."""
+    deadline_at: float = inf
+    """Seconds since the epoch; infinite when there is none."""
+    ttl_s: float = 10.0
+    """Without a renewal for this long the group goes back to `UNMANAGED`."""
+
+
+SERVING_PRIORITY = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuUsage:
+    """Meters of a group since its creation; differences between two readings are what matters."""
+
+    used_core_s: float
+    """CPU seconds used by all processes of the group, children included."""
+    periods: int = 0
+    """Enforcement periods with work in them."""
+    throttled_periods: int = 0
+    """Those in which the ceiling stopped the group: ≈ 0 means the ceiling is not the bottleneck."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupInfo:
+    """One group as `CpuPort.groups` lists it."""
+
+    name: str
+    share: CpuShare
+    members: tuple[int, ...] = field(default=())
+    """Process ids in it."""
+
+
+class CpuPort(Protocol):
+    """Groups of processes and their shares on one host. Calls are quick (≈ 0.1 ms) and thread-safe.
+
+    Group names are ``[a-z0-9][a-z0-9._-]*``, at most 120 characters; others raise `InvalidInputError`.
+    """
+
+    name: str
+    """Which adapter this is, for logs."""
+    enforces: bool
+    """False when shares are only recorded (nothing permitted, or nothing there)."""
+    host_cores: float
+    """Cores of the host that this port divides."""
+
+    def open(self, group: str) -> None:
+        """Create the group with the `UNMANAGED` share, or adopt the one that exists with its processes."""
+
+    def apply(self, group: str, share: CpuShare, terms: Terms = Terms()) -> CpuShare:
+        """Ask for a share; returns what was granted (ceilings are cut to the host).
+
+        Raises:
+            AdmissionRefusedError: the minimum guarantees of all groups would exceed the host.
+            KeyError: the group was never opened.
+        """
+
+    def usage(self, group: str) -> CpuUsage:
+        """The group's meters."""
+
+    def admit(self, group: str, pid: int) -> None:
+        """Move a running process into the group; what it starts later follows."""
+
+    def entry_files(self, group: str) -> tuple[Path, ...]:
+        """Files into each of which a process writes its own id to join; empty if only `admit` works."""
+
+    def groups(self) -> list[GroupInfo]:
+        """All groups of this port."""
+
+    def close(self, group: str) -> None:
+        """Restore the safe share, release the guarantee, and remove the group once it is empty."""

@@ -1,0 +1,1 @@
+"""hyperFL: federated training reaches a quality within its limits, or says early that it cannot."""

@@ -1,0 +1,1 @@
+"""What knows Airflow Connections: one hook for each engine."""

@@ -1,0 +1,1 @@
+"""Buttons on a task instance that lead to an engine's own pages."""

@@ -1,0 +1,1 @@
+"""ROMA: a serving daemon in which every model has a response-time objective."""

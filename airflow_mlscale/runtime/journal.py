@@ -1,0 +1,99 @@
+"""The decision journal: one record for each control step, read by logs, UI, benchmarks and restarts.
+
+Belongs here: recording, thinning and reading back. What a record means belongs to the engine that wrote it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO
+
+Value = float | int | str | bool | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One control step."""
+
+    at: float
+    """Wall time, seconds since the epoch."""
+    subject: str
+    """Who was controlled: an application, a run, a model."""
+    seen: Mapping[str, Value]
+    """What was measured."""
+    decided: Mapping[str, Value]
+    """What was done about it."""
+    reason: str
+    """Why, in words a person understands."""
+    changed: bool = True
+    """Whether this step changed something; logs show only those."""
+
+
+@dataclass
+class Journal:
+    """Keeps the latest records in memory, appends all of them to a file if one is given, tells listeners."""
+
+    path: Path | None = None
+    keep: int = 5000
+    _records: deque[Record] = field(init=False)
+    _listeners: list[Callable[[Record], None]] = field(default_factory=list, init=False)
+    _file: IO[str] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._records = deque(read(self.path) if self.path else (), maxlen=self.keep)
+        if self.path:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+
+    def append(self, record: Record) -> None:
+        self._records.append(record)
+        if self._file:
+            self._file.write(json.dumps(asdict(record)) + "\n")
+        for listener in self._listeners:
+            listener(record)
+
+    def listen(self, listener: Callable[[Record], None]) -> None:
+        """Call ``listener`` with each new record, in the thread that appends it."""
+        self._listeners.append(listener)
+
+    def records(self) -> list[Record]:
+        return list(self._records)
+
+    def last(self) -> Record | None:
+        return self._records[-1] if self._records else None
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+            self._file = None
+
+
+def read(path: Path) -> list[Record]:
+    """Records of a journal file; a last line cut short by a crash is dropped, a missing file is empty."""
+    if not path.exists():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(Record(**json.loads(line)))
+        except (json.JSONDecodeError, TypeError):
+            continue
+    return records
+
+
+def thin(records: Iterable[Record], *, points: int = 500, size_bytes: int = 60_000) -> list[dict[str, object]]:
+    """At most ``points`` JSON-able records, evenly spread and always with the last, within ``size_bytes`` as JSON."""
+    kept = [asdict(record) for record in records]
+    while kept:
+        if len(kept) > points:
+            step = len(kept) / points
+            kept = [kept[min(len(kept) - 1, int((i + 1) * step) - 1)] for i in range(points)]
+        size = len(json.dumps(kept))
+        if size <= size_bytes or len(kept) == 1:
+            break
+        points = max(1, int(len(kept) * size_bytes / size * 0.95))
+    return kept

@@ -1,0 +1,1 @@
+"""What waits for a condition in a DAG."""

@@ -1,0 +1,1 @@
+"""dynaSpark: a Spark batch job finishes just before its deadline."""

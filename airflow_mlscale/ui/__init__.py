@@ -1,0 +1,1 @@
+"""What appears in the Airflow UI: the plugin."""
