@@ -1,0 +1,113 @@
+"""What Airflow reads about this provider: metadata, connection forms, links.
+
+Loaded while Airflow's configuration initialises, so it imports nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's metadata in Airflow's ``provider_info`` schema."""
+    return {
+        "package-name": "airflow-provider-mlscale",
+        "name": "ML at scale",
+        "description": "Spark deadlines, federated quality targets and serving objectives that are kept.",
+        "versions": ["0.1.0"],
+        "integrations": [
+            {
+                "integration-name": "airflow_mlscale",
+                "external-doc-url": "https://pypi.org/project/airflow-provider-mlscale/",
+                "tags": ["software"],
+            }
+        ],
+        "operators": [
+            {
+                "integration-name": "airflow_mlscale",
+                "python-modules": [
+                    "airflow_mlscale.operators.spark",
+                    "airflow_mlscale.operators.federated",
+                    "airflow_mlscale.operators.roma",
+                ],
+            }
+        ],
+        "sensors": [
+            {
+                "integration-name": "airflow_mlscale",
+                "python-modules": ["airflow_mlscale.sensors.federated", "airflow_mlscale.sensors.roma"],
+            }
+        ],
+        "hooks": [
+            {
+                "integration-name": "airflow_mlscale",
+                "python-modules": [
+                    "airflow_mlscale.hooks.spark",
+                    "airflow_mlscale.hooks.federated",
+                    "airflow_mlscale.hooks.roma",
+                ],
+            }
+        ],
+        "triggers": [
+            {
+                "integration-name": "airflow_mlscale",
+                "python-modules": ["airflow_mlscale.triggers.federated", "airflow_mlscale.triggers.roma"],
+            }
+        ],
+        "connection-types": [
+            {
+                "connection-type": "mlscale_spark",
+                "hook-name": "ML at scale: Spark",
+                "hook-class-name": "airflow_mlscale.hooks.spark.DeadlineSparkSubmitHook",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "login", "password"],
+                    "relabeling": {"host": "Master host"},
+                    "placeholders": {"host": "spark://127.0.0.1", "port": "7077"},
+                },
+                "conn-fields": {
+                    "agent": {
+                        "label": "Host agent",
+                        "description": "Address of the host agent (unix:/path or http://host:port); empty finds a local one",
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
+                    "agent_token": {
+                        "label": "Host agent token",
+                        "schema": {"type": ["string", "null"], "format": "password"},
+                    },
+                },
+            },
+            {
+                "connection-type": "mlscale_federated",
+                "hook-name": "ML at scale: federated (NVFlare)",
+                "hook-class-name": "airflow_mlscale.hooks.federated.FederatedHook",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["schema", "login", "password", "host", "port"],
+                    "relabeling": {},
+                    "placeholders": {},
+                },
+                "conn-fields": {
+                    "admin_kit": {
+                        "label": "Admin start-up kit",
+                        "description": "Directory of the NVFlare admin's start-up kit on the worker and the triggerer",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "run_store": {
+                        "label": "Run store",
+                        "description": "Directory that the NVFlare server writes checkpoints and metrics of runs to",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                },
+            },
+            {
+                "connection-type": "mlscale_roma",
+                "hook-name": "ML at scale: ROMA serving",
+                "hook-class-name": "airflow_mlscale.hooks.roma.RomaHook",
+                "ui-field-behaviour": {
+                    "hidden-fields": ["login"],
+                    "relabeling": {"password": "Token", "schema": "Scheme (http or https)"},
+                    "placeholders": {"host": "127.0.0.1", "port": "8500", "schema": "http"},
+                },
+            },
+        ],
+        "extra-links": [],
+    }
