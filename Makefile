@@ -1,0 +1,40 @@
+# Everything a developer or a visitor runs. The first target that needs it sets the environment up, once.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+BIN := .venv/bin
+READY := .venv/.ready
+export PYTHONDONTWRITEBYTECODE=
+
+.PHONY: help setup demo test check format docs clean
+
+help: ## show this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(READY) ## install everything into .venv (done by the other targets when needed)
+
+$(READY): pyproject.toml uv.lock scripts/setup.sh
+	@scripts/setup.sh
+	@touch $@
+
+demo: $(READY) ## run the flight-delay retraining pipeline end to end (KEEP=1 leaves it running)
+	@$(BIN)/python -m demo $(if $(KEEP),--keep)
+
+test: $(READY) ## run all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(READY) ## formatting, lint, types and architecture, exactly as CI checks them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(READY) ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+docs: $(READY) ## build the documentation into site/
+	@$(BIN)/uv sync --locked --all-extras --group docs --inexact --quiet
+	$(BIN)/mkdocs build --strict
+
+clean: ## remove what the other targets made
+	rm -rf .venv site demo-report .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
