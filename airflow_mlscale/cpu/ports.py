@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Protocol
+
+from airflow_mlscale import errors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +28,9 @@ class CpuShare:
         if not 0 <= self.guaranteed_cores < inf:
             raise ValueError(f"guaranteed_cores={self.guaranteed_cores} must be a finite number >= 0")
         if self.ceiling_cores is not None and not max(0.0, self.guaranteed_cores - 1e-9) <= self.ceiling_cores < inf:
-            raise ValueError(f"ceiling_cores={self.ceiling_cores} must be at least guaranteed_cores={self.guaranteed_cores}")
+            raise ValueError(
+                f"ceiling_cores={self.ceiling_cores} must be at least guaranteed_cores={self.guaranteed_cores}"
+            )
 
     @classmethod
     def strict(cls, cores: float) -> CpuShare:
@@ -79,10 +84,40 @@ class GroupInfo:
     """Process ids in it."""
 
 
+_GROUP = re.compile(r"[a-z0-9][a-z0-9._-]{0,119}")
+
+
+def check_group(name: str) -> str:
+    """The name itself; raises `InvalidInputError` unless it is a group name as `CpuPort` wants them."""
+    if not isinstance(name, str) or not _GROUP.fullmatch(name):
+        raise errors.InvalidInputError(
+            "group", name, "use 1 to 120 of a-z, 0-9, '.', '_' and '-', the first a letter or a digit"
+        )
+    return name
+
+
+LEAST_CEILING_CORES = 0.01
+"""The kernel enforces no lower ceiling."""
+
+
+def within(share: CpuShare, cores: float) -> CpuShare:
+    """The share, cut to a host of so many cores; a ceiling is at least `LEAST_CEILING_CORES`."""
+    ceiling = share.ceiling_cores
+    return CpuShare(
+        guaranteed_cores=min(share.guaranteed_cores, cores),
+        ceiling_cores=None if ceiling is None else max(LEAST_CEILING_CORES, min(ceiling, cores)),
+    )
+
+
 class CpuPort(Protocol):
-    """Groups of processes and their shares on one host. Calls are quick (≈ 0.1 ms) and thread-safe.
+    """Groups of processes and their shares on one host. Calls are quick and thread-safe.
+
+    A cgroup adapter answers in ≈ 0.1 ms, a lease client in ≈ 1 ms, an observing one scans the process table (≈ 10 ms).
 
     Group names are ``[a-z0-9][a-z0-9._-]*``, at most 120 characters; others raise `InvalidInputError`.
+    Every call on a group that this port never opened raises `KeyError`. A lease client whose agent does not
+    answer raises `UnreachableError`; nothing stays limited meanwhile, and the next `apply` that reaches an
+    agent takes the group up again.
     """
 
     name: str
@@ -93,10 +128,16 @@ class CpuPort(Protocol):
     """Cores of the host that this port divides."""
 
     def open(self, group: str) -> None:
-        """Create the group with the `UNMANAGED` share, or adopt the one that exists with its processes."""
+        """Create the group with the `UNMANAGED` share, or adopt the one that exists with its processes.
+
+        Opening a group that is already open changes nothing.
+        """
 
     def apply(self, group: str, share: CpuShare, terms: Terms = Terms()) -> CpuShare:
-        """Ask for a share; returns what was granted (ceilings are cut to the host).
+        """Ask for a share; returns what was granted (cut to the host; ceilings are at least 0.01 core).
+
+        Whatever happens to the caller, the share does not outlive it: a lease expires after ``terms.ttl_s``,
+        and a cgroup adapter's watchdog restores `UNMANAGED` when the calling process ends.
 
         Raises:
             AdmissionRefusedError: the minimum guarantees of all groups would exceed the host.
@@ -107,13 +148,20 @@ class CpuPort(Protocol):
         """The group's meters."""
 
     def admit(self, group: str, pid: int) -> None:
-        """Move a running process into the group; what it starts later follows."""
+        """Move a running process into the group; what it starts later follows.
+
+        Raises:
+            InvalidInputError: there is no such process.
+        """
 
     def entry_files(self, group: str) -> tuple[Path, ...]:
         """Files into each of which a process writes its own id to join; empty if only `admit` works."""
 
     def groups(self) -> list[GroupInfo]:
-        """All groups of this port."""
+        """All groups there are on the host, those of other controllers included."""
 
     def close(self, group: str) -> None:
-        """Restore the safe share, release the guarantee, and remove the group once it is empty."""
+        """Restore the safe share, release the guarantee, and remove the group once it is empty.
+
+        Closing a group that is not open does nothing.
+        """
