@@ -1,0 +1,179 @@
+"""What the deadline controller knows of an application: its progress, its profile, its decisions.
+
+Only values; how they are measured is the adapters' matter, what follows from them the policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """What a share means."""
+
+    WORK_CONSERVING = "work_conserving"
+    """Soak idle cycles; take a guarantee only as far as the deadline needs one."""
+    RESERVE = "reserve"
+    """The guarantee is also the ceiling: the job stretches to its deadline and leaves the rest to others."""
+
+
+class StageStatus(StrEnum):
+    """As Spark's REST API names them."""
+
+    PENDING = "PENDING"
+    ACTIVE = "ACTIVE"
+    COMPLETE = "COMPLETE"
+    FAILED = "FAILED"
+    SKIPPED = "SKIPPED"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One stage of the running application."""
+
+    stage_id: int
+    name: str
+    status: StageStatus
+    tasks: int
+    active: int = 0
+    complete: int = 0
+    run_time_s: float = 0.0
+    """Seconds that its finished tasks took in total; the work measure when nothing meters CPU."""
+    input_bytes: int = 0
+    submitted_at: float | None = None
+    """Seconds since the epoch, as are the other times."""
+    completed_at: float | None = None
+
+    @property
+    def running(self) -> bool:
+        return self.status is StageStatus.ACTIVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """One reading of the driver's REST API."""
+
+    at: float
+    """When it was read, seconds since the epoch."""
+    application_id: str
+    stages: tuple[Stage, ...] = ()
+    """Every stage the driver has shown so far, by stage id."""
+    slots: int = 0
+    """Tasks that its executors can run at once; 0 before the first executor."""
+
+    @property
+    def active_tasks(self) -> int:
+        return sum(stage.active for stage in self.stages if stage.running)
+
+    @property
+    def runnable_tasks(self) -> int:
+        """Tasks that run or could run now."""
+        return sum(stage.tasks - stage.complete for stage in self.stages if stage.running)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageProfile:
+    """What one stage cost in earlier runs."""
+
+    key: str
+    """The stage's name and how many of that name came before it, such as ``"count at job.py:12#0"``."""
+    core_s: float
+    """Core-seconds metered on all its processes, Python workers included."""
+    tasks: int
+    gap_s: float = 0.0
+    """Seconds before it in which no stage ran: the driver was busy, and no core could shorten that."""
+    input_bytes: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """One course that an application takes."""
+
+    stages: tuple[StageProfile, ...]
+    startup_core_s: float = 0.0
+    """Core-seconds of the executors before their first stage."""
+    lead_s: float = 0.0
+    """Seconds from submission to the first stage."""
+    tail_s: float = 0.0
+    """Seconds from the end of the last stage to the end of the application."""
+    runs: int = 1
+    """Runs that it was learned from."""
+
+    @property
+    def core_s(self) -> float:
+        return self.startup_core_s + sum(stage.core_s for stage in self.stages)
+
+    @property
+    def gaps_s(self) -> float:
+        return self.lead_s + sum(stage.gap_s for stage in self.stages) + self.tail_s
+
+    @property
+    def input_bytes(self) -> int:
+        return sum(stage.input_bytes for stage in self.stages)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Everything learned about an application: one plan for each course it has taken."""
+
+    key: str
+    plans: tuple[Plan, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Promise:
+    """The deadline as absolute times, shared by all tries of a task."""
+
+    started_at: float
+    """Seconds since the epoch from which the deadline counts."""
+    deadline_at: float
+
+    @property
+    def duration_s(self) -> float:
+        return self.deadline_at - self.started_at
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one control step sees."""
+
+    now: float
+    progress: Progress | None
+    """The last reading of the REST API; None before the first. It may be older than this step."""
+    used_core_s: float
+    """Core-seconds the group has used since it was opened."""
+    elapsed_s: float
+    """Seconds since the application was submitted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """What one control step decides."""
+
+    guaranteed_cores: float
+    ceiling_cores: float | None
+    needed_cores: float
+    """What the deadline needs from now on; above the maximum when it is at risk."""
+    progress: float | None
+    """Part of the profiled work that is done; None without a profile."""
+    finish_at: float | None
+    """Predicted end at the full share; None without a profile."""
+    at_risk: bool
+    reason: str
+
+
+def keyed(stages: Sequence[Stage]) -> Mapping[str, Stage]:
+    """Stages by the key that profiles use: numbers shift between runs, names and their order do not.
+
+    Stages that were skipped are left out (their output was still there), and so are failed attempts.
+    """
+    seen: dict[str, int] = {}
+    found: dict[str, Stage] = {}
+    for stage in sorted(stages, key=lambda stage: stage.stage_id):
+        nth = seen.get(stage.name, 0)
+        seen[stage.name] = nth + 1
+        if stage.status not in (StageStatus.SKIPPED, StageStatus.FAILED):
+            found[f"{stage.name}#{nth}"] = stage
+    return found

@@ -1,0 +1,97 @@
+"""Settings of deadline control."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+
+from airflow_mlscale import errors
+from airflow_mlscale.spark.model import Mode
+
+ON_INFEASIBLE = ("fail", "best_effort")
+FLOOR_CORES = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeadlineSettings:
+    """How an application is brought to its deadline.
+
+    Raises:
+        InvalidInputError: a value is out of its range.
+    """
+
+    mode: Mode = Mode.WORK_CONSERVING
+    """What a share means; see `Mode`."""
+    min_cores: float | None = None
+    """Cores that are never taken away, part of the host's admission; None for no such claim."""
+    max_cores: float | None = None
+    """Most cores to ask for; None for as many as the application has slots."""
+    on_infeasible: str = "fail"
+    """What to do when a profile says that the deadline cannot be met: ``fail`` or ``best_effort``."""
+    aim: float = 0.95
+    """Part of the time from start to deadline in which the job should be done."""
+    period_s: float = 1.0
+    """How often the share is decided."""
+    read_period_s: float = 0.5
+    """How often the driver's REST API is read."""
+    floor_cores: float = FLOOR_CORES
+    """Least ceiling: below it executors miss heartbeats."""
+    deadband: float = 0.05
+    """Relative change of the share that is not worth an action."""
+    trust_core_s: float = 5.0
+    """Core-seconds of work after which live cost and profile weigh the same in β."""
+    rate_window_s: float = 5.0
+    """Time constant of the measured rate of use."""
+    park_after_s: float = 3.0
+    """Length of a driver gap after which the share is parked at the floor."""
+    headroom: float = 0.7
+    """Part of the maximum above which a needed share is guaranteed without waiting for idle cycles."""
+    settle_s: float = 15.0
+    """How long a guarantee is kept before idle cycles are tried again."""
+    learning_rate: float = 0.4
+    """Weight of a new run in the profile."""
+    ttl_s: float = 10.0
+    """Life of a CPU lease without renewal."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mode", Mode(one_of("mode", self.mode, Mode)))  # accepts the plain word
+        one_of("on_infeasible", self.on_infeasible, ON_INFEASIBLE)
+        for field in ("min_cores", "max_cores"):
+            value = getattr(self, field)
+            if value is not None and not (_is_number(value) and 0 < value < inf):
+                raise errors.InvalidInputError(field, value, "must be a number of cores above 0")
+        if self.min_cores is not None and self.max_cores is not None and self.min_cores > self.max_cores:
+            raise errors.InvalidInputError("min_cores", self.min_cores, f"must not exceed max_cores={self.max_cores}")
+        if self.max_cores is not None and self.max_cores < self.floor_cores:
+            raise errors.InvalidInputError(
+                "max_cores", self.max_cores, f"must be at least {self.floor_cores}: below it executors miss heartbeats"
+            )
+        for field, low, high in (("aim", 0.5, 1.0), ("learning_rate", 0.0, 1.0), ("headroom", 0.0, 1.0)):
+            if not low < getattr(self, field) <= high:
+                raise errors.InvalidInputError(field, getattr(self, field), f"must lie in ({low}, {high}]")
+
+    @property
+    def low(self) -> float:
+        """Least share while tasks run."""
+        return max(self.floor_cores, self.min_cores or 0.0)
+
+    def high(self, slots: float) -> float:
+        """Most cores worth asking for when ``slots`` tasks can run at once."""
+        return max(self.low, min(slots, self.max_cores or inf))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def one_of(field: str, value: object, known: Iterable[str]) -> str:
+    """The value, if it is one of the known words.
+
+    Raises:
+        InvalidInputError: it is not.
+    """
+    words = [str(word) for word in known]
+    if not isinstance(value, str) or value not in words:
+        raise errors.InvalidInputError(field, value, f"must be one of {', '.join(words)}")
+    return str(value)
