@@ -11,6 +11,7 @@ from importlib import import_module
 from airflow_mlscale import __version__, errors
 
 COMMANDS = (
+    "airflow_mlscale.embedded.main",
     "airflow_mlscale.cpu.main",
     "airflow_mlscale.spark.main",
     "airflow_mlscale.federated.main",

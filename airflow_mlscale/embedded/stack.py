@@ -1,11 +1,11 @@
-"""The local stack: host agent, Spark cluster, federation and ROMA, each started by its own command."""
+"""The local stack: host agent, Spark cluster, federation, ROMA and, if wanted, Airflow itself."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +13,8 @@ from pathlib import Path
 import httpx
 
 from airflow_mlscale import errors
+from airflow_mlscale.cpu import detect
 from airflow_mlscale.runtime import processes
-
-ENGINES = ("agent", "spark", "federated", "roma")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,56 +29,120 @@ class StackSettings:
     """Memory that the Spark worker offers."""
     roma_port: int = 8500
     """Port of the serving daemon on loopback."""
-    python_path: Sequence[Path] = ()
-    """Directories with the users' own model and data modules."""
+    airflow_port: int | None = None
+    """Port of a standalone Airflow on loopback; None starts none."""
+    dags_folder: Path | None = None
+    """DAGs of that Airflow."""
 
 
-def up(settings: StackSettings, *, told: Callable[[str], None]) -> dict[str, str]:
+def up(settings: StackSettings, *, told: Callable[[str], None]) -> None:
     """Start what is not running yet and wait until all of it is ready.
 
-    Returns:
-        Airflow connections of the three engines, as ``AIRFLOW_CONN_…`` variables.
-
     Raises:
-        TransientError: a service did not become ready; the others are left for `down`.
+        TransientError: a service did not become ready; `down` ends the others.
     """
     _start_agent()
     told("host agent ready")
+    engines = {
+        "Spark": ["spark", "up", "--cores", str(settings.worker_cores), "--memory", settings.worker_memory],
+        "Federation": ["federated", "up", "--sites", ",".join(settings.sites)],
+        "ROMA": ["roma", "up", "--port", str(settings.roma_port)],
+    }
     with ThreadPoolExecutor() as pool:
-        starts = {
-            "Spark": pool.submit(_start_spark, settings),
-            "federation": pool.submit(_start_federation, settings),
-            "ROMA": pool.submit(_start_roma, settings),
-        }
+        starts = {name: pool.submit(_mlscale, arguments) for name, arguments in engines.items()}
         for name, start in starts.items():
             start.result()
             told(f"{name} ready")
-    return connections()
+    if settings.airflow_port:
+        _start_airflow(settings, settings.airflow_port)
+        told(f"Airflow ready at http://127.0.0.1:{settings.airflow_port}")
 
 
 def connections() -> dict[str, str]:
-    """Airflow connections of the engines that are running, as environment variables."""
-    found = {
-        "AIRFLOW_CONN_MLSCALE_SPARK": ("spark-master", "connection"),
-        "AIRFLOW_CONN_MLSCALE_FEDERATED": ("federated-server", "connection"),
-        "AIRFLOW_CONN_MLSCALE_ROMA": ("roma", "connection"),
+    """Airflow connections of the services that are running, as ``AIRFLOW_CONN_…`` variables."""
+    return {
+        f"AIRFLOW_CONN_{name.upper()}": uri
+        for found in processes.services()
+        for name, uri in found.details.items()
+        if name.startswith("mlscale_")
     }
-    values = {}
-    for variable, (name, detail) in found.items():
-        service = processes.service(name)
-        if service and detail in service.details:
-            values[variable] = service.details[detail]
-    return values
 
 
 def down() -> None:
-    """End all of it, engines first, the agent last."""
-    for engine in ("federated", "spark"):
+    """End all of it: Airflow first, then the engines, the agent last."""
+    processes.end_service("airflow")
+    for engine in ("federated", "spark", "roma"):
         _mlscale([engine, "down"])
-    processes.end_service("roma")
     processes.end_service("agent")
 
 
-def status() -> Mapping[str, bool]:
-    """Which recorded services are alive."""
-    return {found.name: True for found in processes.services()}
+def _mlscale(arguments: Sequence[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow_mlscale.cli", *arguments], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        tail = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
+        raise errors.TransientError(f"mlscale {' '.join(arguments)} failed with exit code {done.returncode}:\n{tail}")
+
+
+def _start_agent() -> None:
+    if processes.service("agent"):
+        return
+    log_path = processes.home() / "agent" / "agent.log"
+    started = processes.detach(
+        "agent", [sys.executable, "-m", "airflow_mlscale.cli", "agent"], details={}, log_path=log_path
+    )
+    processes.wait_until(
+        _agent_answers, what="the host agent", timeout_s=60, alive=started.alive, log_path=log_path
+    )
+
+
+def _agent_answers() -> bool:
+    try:
+        detect.agent()
+    except errors.UnreachableError:
+        return False
+    return True
+
+
+def _start_airflow(settings: StackSettings, port: int) -> None:
+    if processes.service("airflow"):
+        return
+    home = processes.home() / "airflow"
+    address = f"http://127.0.0.1:{port}"
+    env = {
+        **os.environ,
+        # Airflow starts its components as `airflow …` and Spark its drivers as `python3 …`.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(settings.dags_folder or home / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_ALL_ADMINS": "True",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{address}/execution/",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__DAGBAG_IMPORT_TIMEOUT": "120",
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(port),
+        "AIRFLOW__API__BASE_URL": address,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "300",
+        **connections(),
+    }
+    log_path = home / "standalone.log"
+    started = processes.detach(
+        "airflow", ["airflow", "standalone"], env=env, log_path=log_path, details={"address": address}
+    )
+    processes.wait_until(
+        lambda: _healthy(address), what="Airflow", timeout_s=300, alive=started.alive, log_path=log_path, poll_s=1.0
+    )
+
+
+def _healthy(address: str) -> bool:
+    try:
+        parts = httpx.get(f"{address}/api/v2/monitor/health", timeout=5).json()
+        return all(
+            parts[name]["status"] == "healthy" for name in ("metadatabase", "scheduler", "triggerer", "dag_processor")
+        )
+    except (httpx.HTTPError, ValueError, KeyError):
+        return False

@@ -15,7 +15,7 @@ from pathlib import Path
 from pyspark.ml.feature import StandardScaler, VectorAssembler
 from pyspark.ml.functions import vector_to_array
 from pyspark.sql import DataFrame, SparkSession, Window
-from pyspark.sql import functions as F  # noqa: N812 - the name every Spark user knows
+from pyspark.sql import functions as F
 
 HELD_OUT_FROM_DAY = 26
 FEATURES = [
@@ -46,7 +46,7 @@ def joined(spark: SparkSession, raw: Path) -> DataFrame:
 
 
 def with_history(flights: DataFrame) -> DataFrame:
-    """What was known of earlier flights: at the origin in the last hour, of the route in a week, of the plane in a day."""
+    """What was known of earlier flights: at the origin (last hour), of the route (week) and of the plane (day)."""
     at = F.unix_timestamp("time_hour") + F.col("minute") * 60
     hour, day = 3600, 86400
     # Arrivals of flights scheduled less than eight hours ago may not have happened yet: those windows end earlier.

@@ -37,7 +37,6 @@ def held_out_flights(features_dir: str, limit: int = 20_000):
 
 
 def _arrays(path: Path):
-    import numpy as np
     import pyarrow.parquet as pq
 
     table = pq.read_table(path, columns=["features", "late"]).combine_chunks()

@@ -1,0 +1,1 @@
+"""``make demo``: the whole retraining pipeline on this machine, followed live, with a report at the end."""
