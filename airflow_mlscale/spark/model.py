@@ -167,7 +167,7 @@ class Decision:
 def keyed(stages: Sequence[Stage]) -> Mapping[str, Stage]:
     """Stages by the key that profiles use: numbers shift between runs, names and their order do not.
 
-    Stages that were skipped are left out (their output was still there), and so are failed attempts.
+    Stages that were skipped are left out (their output was still there), and so are failed ones.
     """
     seen: dict[str, int] = {}
     found: dict[str, Stage] = {}

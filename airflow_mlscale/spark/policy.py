@@ -202,7 +202,8 @@ def remaining(plan: Plan, seen: Observation, *, beta: float) -> Work:
 
     Finished tasks count as done; of running ones as much as the meter allows, never more than `IN_FLIGHT`.
     Profiled stages before the latest one seen that never came are dropped. Stages that no profile knows
-    cost per task what the profile's mean task costs.
+    cost per task what the profile's mean task costs, once they are submitted: many of those that only
+    wait are skipped in the end.
     """
     stages = keyed(seen.progress.stages) if seen.progress else {}
     finished, in_flight, _ = _accounted(plan, seen.progress)
@@ -222,7 +223,8 @@ def remaining(plan: Plan, seen: Observation, *, beta: float) -> Work:
             pieces.append(deadline.Piece(work_core_s=known.core_s, parallelism=known.tasks))
             gaps_s += known.gap_s
     names = {known.key for known in plan.stages}
-    pieces += [_piece(stage, _mean_task(plan) * stage.tasks, 0.0) for key, stage in stages.items() if key not in names]
+    new = [stage for key, stage in stages.items() if key not in names and stage.submitted_at is not None]
+    pieces += [_piece(stage, _mean_task(plan) * stage.tasks, 0.0) for stage in new]
     return Work(finished + extra, tuple(piece for piece in pieces if piece.work_core_s > 0), gaps_s)
 
 

@@ -1,0 +1,75 @@
+"""What a user may write as a deadline, and the absolute time that it means."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from math import isfinite
+from typing import Any
+
+from airflow_mlscale import errors
+
+FIX = (
+    "give a timedelta or pendulum.duration from the start of the task, a datetime with a time zone, "
+    "or a template that renders to seconds, an ISO 8601 duration (PT2M30S) or an ISO 8601 date and time"
+)
+
+
+def check(deadline: Any) -> None:
+    """Refuse what can never be a deadline, before anything is rendered.
+
+    Raises:
+        InvalidInputError: a wrong type, or a duration that is not positive.
+    """
+    if not isinstance(deadline, (timedelta, datetime, str)):
+        raise errors.InvalidInputError("deadline", deadline, FIX)
+    if not isinstance(deadline, str):
+        resolve(deadline, started_at=datetime.now(UTC))
+
+
+def resolve(deadline: Any, *, started_at: datetime) -> datetime:
+    """The absolute time of a deadline; durations count from ``started_at``.
+
+    Raises:
+        InvalidInputError: not one of the forms that `FIX` lists, not positive, or not later than ``started_at``
+            where it is absolute.
+    """
+    value = _parsed(deadline) if isinstance(deadline, str) else deadline
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+        value = timedelta(seconds=value)
+    if isinstance(value, timedelta):
+        if value <= timedelta(0):
+            raise errors.InvalidInputError("deadline", deadline, "a duration must be longer than nothing")
+        return started_at + value
+    if isinstance(value, datetime):
+        if value.tzinfo is None:
+            raise errors.InvalidInputError("deadline", deadline, "a date and time needs a time zone")
+        return value
+    raise errors.InvalidInputError("deadline", deadline, FIX)
+
+
+def check_ahead(deadline: Any, deadline_at: datetime, *, now: datetime) -> None:
+    """Refuse a deadline that has passed.
+
+    Raises:
+        InvalidInputError: it lies in the past.
+    """
+    if deadline_at <= now:
+        late_s = (now - deadline_at).total_seconds()
+        raise errors.InvalidInputError(
+            "deadline", str(deadline), f"{deadline_at.isoformat()} lies {late_s:.0f} s in the past; give a later one"
+        )
+
+
+def _parsed(text: str) -> Any:
+    import pendulum
+    from pendulum.parsing.exceptions import ParserError
+
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    try:
+        # exact: "10:30" stays a time of day, which is refused, instead of becoming one of today.
+        return pendulum.parse(text.strip(), exact=True)
+    except (ParserError, ValueError) as exc:
+        raise errors.InvalidInputError("deadline", text, FIX) from exc
