@@ -30,7 +30,7 @@ def default_socket() -> Path:
 
 
 def detect(
-    name: str = "auto", *, agent: str | None = None, token: str | None = None, base: str | None = None
+    name: str = "auto", *, address: str | None = None, token: str | None = None, base: str | None = None
 ) -> ports.CpuPort:
     """The CPU-share port to use on this machine; logs once what was found.
 
@@ -39,7 +39,7 @@ def detect(
 
     Args:
         name: one of `NAMES`.
-        agent: address of the host agent; default ``$MLSCALE_AGENT``, then `default_socket`.
+        address: of the host agent; default ``$MLSCALE_AGENT``, then `default_socket`.
         token: bearer token for it; default ``$MLSCALE_AGENT_TOKEN``.
         base: directory for cgroups, relative to the mount; default ``$MLSCALE_CGROUP_BASE``, then the
             mount's root or, where that is not writable, this process's own group.
@@ -48,14 +48,12 @@ def detect(
         InvalidInputError: an unknown name, or one that this machine does not offer.
         UnreachableError: an agent was named and does not answer: falling back would break its arbitration.
     """
-    agent = agent or os.environ.get(AGENT_VARIABLE) or None
-    token = token or os.environ.get(TOKEN_VARIABLE) or None
-    base = base or os.environ.get(BASE_VARIABLE) or None
+    port: ports.CpuPort
     match name:
         case "auto":
-            port = _agent_or_none(agent, token) or local(base)
+            port = _agent_or_none(address, token) or local(base)
         case "agent":
-            port = lease_client.LeasePort(agent or f"unix:{default_socket()}", token=token)
+            port = agent(address, token=token)
         case "cgroup-v1" | "cgroup-v2" | "observe-only":
             port = local(base, only=name)
         case _:
@@ -65,7 +63,12 @@ def detect(
 
 
 def local(base: str | None = None, *, only: str | None = None) -> ports.CpuPort:
-    """A port that needs no agent: cgroup v1, cgroup v2, or observing; ``only`` allows just one of them."""
+    """A port that needs no agent: cgroup v1, cgroup v2, or observing; ``only`` allows just one of them.
+
+    Raises:
+        InvalidInputError: this machine does not offer what ``only`` names.
+    """
+    base = base or os.environ.get(BASE_VARIABLE) or None
     if only in (None, "cgroup-v1") and (v1 := cgroup_v1.find(base)):
         return cgroup.CgroupPort(v1)
     if only in (None, "cgroup-v2") and (v2 := cgroup_v2.find(base)):
@@ -73,18 +76,27 @@ def local(base: str | None = None, *, only: str | None = None) -> ports.CpuPort:
     if only in (None, "observe-only"):
         return observe_only.ObserveOnlyPort()
     raise errors.InvalidInputError(
-        "cpu", only, "this machine has no writable hierarchy of that kind; use 'auto', or run `mlscale agent` as root"
+        "cpu", only, "use cgroup-v1 or cgroup-v2 where such a hierarchy is writable, observe-only anywhere, or auto"
     )
 
 
-def _agent_or_none(agent: str | None, token: str | None) -> ports.CpuPort | None:
-    if agent:
-        return lease_client.LeasePort(agent, token=token)
-    if not default_socket().exists():
+def agent(address: str | None = None, *, token: str | None = None) -> lease_client.LeasePort:
+    """The host agent; arguments, defaults and errors as in `detect`."""
+    return lease_client.LeasePort(
+        address or os.environ.get(AGENT_VARIABLE) or f"unix:{default_socket()}",
+        token=token or os.environ.get(TOKEN_VARIABLE) or None,
+    )
+
+
+def _agent_or_none(address: str | None, token: str | None) -> lease_client.LeasePort | None:
+    named = address or os.environ.get(AGENT_VARIABLE)
+    if not named and not default_socket().exists():
         return None
     try:
-        return lease_client.LeasePort(f"unix:{default_socket()}", token=token)
+        return agent(named, token=token)
     except errors.UnreachableError:
+        if named:
+            raise
         log.debug("the socket of a host agent is left at %s, but nothing answers", default_socket())
         return None
 

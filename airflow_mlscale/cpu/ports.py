@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, isnan
 from pathlib import Path
 from typing import Protocol
 
@@ -26,10 +26,11 @@ class CpuShare:
 
     def __post_init__(self) -> None:
         if not 0 <= self.guaranteed_cores < inf:
-            raise ValueError(f"guaranteed_cores={self.guaranteed_cores} must be a finite number >= 0")
-        if self.ceiling_cores is not None and not max(0.0, self.guaranteed_cores - 1e-9) <= self.ceiling_cores < inf:
-            raise ValueError(
-                f"ceiling_cores={self.ceiling_cores} must be at least guaranteed_cores={self.guaranteed_cores}"
+            raise errors.InvalidInputError("guaranteed_cores", self.guaranteed_cores, "use a finite number >= 0")
+        ceiling = self.ceiling_cores
+        if ceiling is not None and not max(0.0, self.guaranteed_cores - 1e-9) <= ceiling < inf:
+            raise errors.InvalidInputError(
+                "ceiling_cores", ceiling, f"use at least guaranteed_cores={self.guaranteed_cores}, or None for no limit"
             )
 
     @classmethod
@@ -45,6 +46,10 @@ IDLE = CpuShare(guaranteed_cores=0.0)
 """Idle cycles only."""
 
 
+LONGEST_TTL_S = 300.0
+"""Longer leases would leave the host limited for too long after their holder died."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Terms:
     """What an arbiter needs to know beside the share; adapters without an arbiter ignore it."""
@@ -56,7 +61,17 @@ class Terms:
     deadline_at: float = inf
     """Seconds since the epoch; infinite when there is none."""
     ttl_s: float = 10.0
-    """Without a renewal for this long the group goes back to `UNMANAGED`."""
+    """Without a renewal for this long the group goes back to `UNMANAGED`; at most `LONGEST_TTL_S`."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.minimum_cores < inf:
+            raise errors.InvalidInputError("minimum_cores", self.minimum_cores, "use a finite number >= 0")
+        if not 0 < self.ttl_s <= LONGEST_TTL_S:
+            raise errors.InvalidInputError(
+                "ttl_s", self.ttl_s, f"use more than 0 and at most {LONGEST_TTL_S:g} seconds"
+            )
+        if isnan(self.deadline_at):
+            raise errors.InvalidInputError("deadline_at", self.deadline_at, "use seconds since the epoch, or inf")
 
 
 SERVING_PRIORITY = 10

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -79,8 +80,12 @@ class LeasePort:
     def groups(self) -> list[ports.GroupInfo]:
         return [
             ports.GroupInfo(name=row["name"], share=_share(row["share"]), members=tuple(row["members"]))
-            for row in self._call("GET", "/v1/groups")["groups"]
+            for row in self.status()
         ]
+
+    def status(self) -> list[dict[str, Any]]:
+        """All groups of the agent with ``name``, ``share``, ``members``, ``usage`` and ``lease_left_s``."""
+        return list(self._call("GET", "/v1/groups")["groups"])
 
     def close(self, group: str) -> None:
         with self._lock:
@@ -118,17 +123,31 @@ class LeasePort:
         return _content(answer, self.address)
 
 
+@dataclass(frozen=True)
+class _Quiet(logging.Filter):
+    """Drops httpx's line for each request to one agent: a controller renews every second."""
+
+    base_url: str
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return self.base_url not in record.getMessage()
+
+
 def _client(address: str, token: str | None, timeout_s: float) -> httpx.Client:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
-    # The environment's proxies are for the world outside, never for an agent.
+    transport = None
+    base_url = address
     if address.startswith("unix:/"):
-        transport = httpx.HTTPTransport(uds=address.removeprefix("unix:").replace("//", "/"))
-        return httpx.Client(
-            base_url="http://agent", transport=transport, headers=headers, timeout=timeout_s, trust_env=False
-        )
-    if address.startswith(("http://", "https://")):
-        return httpx.Client(base_url=address, headers=headers, timeout=timeout_s, trust_env=False)
-    raise errors.InvalidInputError("agent", address, "use unix:/path/to/socket or http://host:port")
+        base_url = "http://agent.mlscale"
+        transport = httpx.HTTPTransport(uds=address.removeprefix("unix:"))
+    elif not address.startswith(("http://", "https://")):
+        raise errors.InvalidInputError("agent", address, "use unix:/path/to/socket or http://host:port")
+    logging.getLogger("httpx").addFilter(_Quiet(f"{base_url}/v1/"))
+    # The environment's proxies are for the world outside, never for an agent.
+    try:
+        return httpx.Client(base_url=base_url, transport=transport, headers=headers, timeout=timeout_s, trust_env=False)
+    except httpx.InvalidURL as exc:
+        raise errors.InvalidInputError("agent", address, f"use http://host:port ({exc})") from exc
 
 
 def _share(row: Mapping[str, Any]) -> ports.CpuShare:
