@@ -17,6 +17,7 @@ REPORT = ROOT / "demo-report"
 
 
 def main() -> int:
+    """Run the demo; returns its exit code."""
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
     parser.add_argument("--keep", action="store_true", help="leave Airflow and the engines running at the end")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
