@@ -247,7 +247,9 @@ class DeadlineController:
                 await step()
                 failing = False
             except Exception as exc:  # control goes on with what it has
-                log.log(logging.DEBUG if failing else logging.WARNING, "%s: %s: %s", self.job.name, what, exc)
+                # A driver that ends stops answering a moment before: nothing to be alarmed about.
+                level = logging.INFO if isinstance(exc, errors.UnreachableError) else logging.WARNING
+                log.log(logging.DEBUG if failing else level, "%s: %s: %s", self.job.name, what, exc)
                 failing = True
             await self.clock.sleep(every_s)
 

@@ -1,0 +1,308 @@
+"""One application run to its deadline: what is checked before, what goes on beside, what is known after.
+
+The caller submits; this module says with which properties and environment, controls meanwhile, and learns.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from airflow_mlscale import errors
+from airflow_mlscale.control import deadline
+from airflow_mlscale.cpu import detect
+from airflow_mlscale.cpu.ports import CpuPort
+from airflow_mlscale.runtime import processes
+from airflow_mlscale.runtime.journal import Journal, Record
+from airflow_mlscale.spark import launch, policy
+from airflow_mlscale.spark import profile as profiles
+from airflow_mlscale.spark.adapters import executors, install, profile_store, rest
+from airflow_mlscale.spark.controller import DeadlineController, Job
+from airflow_mlscale.spark.model import Observation, Profile, Promise
+from airflow_mlscale.spark.settings import DeadlineSettings
+
+log = logging.getLogger(__name__)
+
+Finder = executors.LocalExecutors | executors.OneProcess
+
+SERIES_POINTS = 300
+PROGRESS_EVERY_S = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    name: str
+    """Of the application, for people."""
+    master_url: str
+    promise: Promise
+    settings: DeadlineSettings
+    properties: Mapping[str, str] = field(default_factory=dict)
+    """The user's Spark properties."""
+    env: Mapping[str, str] = field(default_factory=dict)
+    """The user's environment for spark-submit and the driver."""
+    total_cores: int | None = None
+    """Most cores the application takes from the cluster; None for all of them."""
+    web_url: str | None = None
+    """The master's web page, where it is not found by itself."""
+    profile_folder: str | None = None
+    profile_key: str | None = None
+    allocator: str = "auto"
+    """Which CPU-share adapter; see `cpu.detect.NAMES`."""
+    agent: str | None = None
+    agent_token: str | None = field(default=None, repr=False)
+
+
+class DeadlineRun:
+    """Everything around one submission. Creating it checks everything and starts nothing."""
+
+    def __init__(self, request: Request) -> None:
+        """Find the parts, ask the master, load the profile, and judge whether the deadline is feasible.
+
+        Raises:
+            InvalidInputError: the full pyspark, Java, a usable master or store is missing.
+            UnreachableError: the master or a named host agent does not answer.
+            DeadlineInfeasibleError: the profile says so, and `on_infeasible` is ``fail``.
+        """
+        self.request = request
+        self.install = install.find()
+        self.cpu: CpuPort = detect.detect(request.allocator, address=request.agent, token=request.agent_token)
+        self.target = launch.target(request.master_url, web_url=request.web_url, host_cores=self.cpu.host_cores)
+        self.store = profile_store.ProfileFiles(request.profile_folder)
+        self.key = request.profile_key or request.name
+        self.profile = self.store.load(self.key)
+        self.journal = Journal()
+        self.run_id = uuid.uuid4().hex[:12]
+        self.controller: DeadlineController | None = None
+        self._ended_at: float | None = None
+        self._succeeded = False
+        self._judge()
+
+    @property
+    def slots(self) -> float:
+        """Tasks that can run at once, as far as that is known before the application runs."""
+        known = [cores for cores in (self.target.cores, self.request.total_cores) if cores]
+        return min([float(cores) for cores in known], default=self.cpu.host_cores)
+
+    def submit(
+        self,
+        start: Callable[[Mapping[str, str], Mapping[str, str], Callable[[int], None]], None],
+        *,
+        publish: Callable[[], None] | None = None,
+    ) -> dict[str, Any]:
+        """Run ``start(properties, environment, started)`` under control and return the `summary`.
+
+        Args:
+            start: submits, calls ``started`` with the process id of spark-submit, and returns when the
+                application has succeeded; whatever it raises passes through.
+            publish: called every two seconds in a thread of its own.
+        """
+        group = self._group()
+        self.journal.listen(Narrator(self.request.promise))
+        self.cpu.open(group)  # its entry files are part of the submission
+        try:
+            properties, env, finder = self._submission(group)
+            self.controller = self._controller(group, properties, env, finder, publish)
+        except BaseException:
+            self.cpu.close(group)
+            raise
+
+        def started(pid: int) -> None:
+            if isinstance(finder, executors.OneProcess):
+                finder.pid = pid
+
+        with self.controller:
+            start(properties, env, started)
+            self._ended_at = time.time()
+            self._succeeded = True
+        self._learn()
+        return self.summary()
+
+    def summary(self) -> dict[str, Any]:
+        """What is known of the run so far, as plain values."""
+        promise, control = self.request.promise, self.controller
+        finish_s = None if self._ended_at is None else self._ended_at - promise.started_at
+        last = self.journal.last()
+        return {
+            "engine": "spark",
+            "application": self.request.name,
+            "application_id": control.latest.application_id if control and control.latest else None,
+            "mode": str(self.request.settings.mode),
+            "profile": "warm" if self.profile else "cold",
+            "allocator": self.cpu.name,
+            "enforced": self.cpu.enforces,
+            "started_at": promise.started_at,
+            "deadline_s": round(promise.duration_s, 1),
+            "finish_s": None if finish_s is None else round(finish_s, 1),
+            "met": None if finish_s is None else finish_s <= promise.duration_s,
+            "at_risk": bool(last and last.decided.get("at_risk")),
+            "granted_core_s": round(control.granted_core_s, 1) if control else 0.0,
+            "used_core_s": round(control.used_core_s, 1) if control else 0.0,
+            "series": series(self.journal.records()),
+        }
+
+    def _judge(self) -> None:
+        """Compare the earliest possible finish with the time left."""
+        promise, settings = self.request.promise, self.request.settings
+        left_s = promise.deadline_at - time.time()
+        high = settings.high(self.slots)
+        needed_s = earliest_finish_s(self.profile, high)
+        if needed_s is None:
+            log.info("no profile of %s yet: the full share of %g cores, and this run is learned from", self.key, high)
+            needed_s = 0.0
+        else:
+            log.info("profile of %s: about %.0f s at %g cores, %.0f s are left", self.key, needed_s, high, left_s)
+        if left_s >= needed_s and left_s > 0:
+            return
+        infeasible = errors.DeadlineInfeasibleError(
+            needed_s=needed_s, left_s=left_s, detail=f"{high:g} cores, {'warm' if self.profile else 'no'} profile"
+        )
+        if settings.on_infeasible == "fail":
+            raise infeasible
+        log.warning("%s; going on as fast as possible", infeasible)
+
+    def _submission(self, group: str) -> tuple[Mapping[str, str], Mapping[str, str], Finder | None]:
+        """Properties and environment of spark-submit, and who looks for executors that cannot enter the group."""
+        where, request = self.target, self.request
+        entry_env = launch.entry_environment(where, self.cpu.entry_files(group), self.install.java_home)
+        properties = launch.properties(
+            where, run=self.run_id, ui_port=processes.free_port(), entry_env=entry_env, given=request.properties
+        )
+        env = launch.environment(where, self.install, entry_env=entry_env, given=request.env)
+        return properties, env, None if entry_env else self._finder()
+
+    def _controller(
+        self,
+        group: str,
+        properties: Mapping[str, str],
+        env: Mapping[str, str],
+        finder: Finder | None,
+        publish: Callable[[], None] | None,
+    ) -> DeadlineController:
+        request = self.request
+        job = Job(
+            name=request.name, group=group, promise=request.promise, profile=self.profile, settings=request.settings
+        )
+        return DeadlineController(
+            job=job,
+            cpu=self.cpu,
+            progress=rest.RestProgress(launch.ui_address(self.target, properties, env), self.run_id),
+            slots=self.slots,
+            journal=self.journal,
+            executors=finder,
+            publish=publish,
+        )
+
+    def _group(self) -> str:
+        readable = re.sub(r"[^a-z0-9._-]+", "-", self.request.name.lower()).strip("-._")[:80]
+        return f"spark-{readable or 'application'}-{self.run_id[:8]}"
+
+    def _finder(self) -> Finder:
+        if self.target.local_mode:
+            return executors.OneProcess()
+        if not self.target.here:
+            log.warning(
+                "the executors of %s run on other hosts, where this host's CPU groups do not reach: "
+                "the deadline is only watched",
+                self.target.url,
+            )
+        return executors.LocalExecutors()
+
+    def _learn(self) -> None:
+        plan = self.controller.learned(ended_at=self._ended_at) if self.controller and self._ended_at else None
+        if plan is None:
+            log.warning("no stage of %s was ever seen: nothing was learned", self.key)
+            return
+        learned = profiles.learn(self.profile, self.key, plan, rate=self.request.settings.learning_rate)
+        try:
+            self.store.save(learned)
+        except errors.TransientError as exc:  # the work is done: its profile must not fail it
+            log.warning("%s", exc)
+            return
+        log.info("learned from this run: %.1f core-s in %d stages", plan.core_s, len(plan.stages))
+
+
+def earliest_finish_s(profile: Profile | None, cores: float) -> float | None:
+    """Seconds that a whole run takes at a share of ``cores``; None without a profile."""
+    plan = policy.best_plan(profile, None)
+    if plan is None:
+        return None
+    nothing = Observation(now=0.0, progress=None, used_core_s=0.0, elapsed_s=0.0)
+    work = policy.remaining(plan, nothing, beta=1.0)
+    return work.gaps_s + deadline.duration_s(work.pieces, cores)
+
+
+def series(records: list[Record], points: int = SERIES_POINTS) -> list[dict[str, Any]]:
+    """Points for a chart: time, guarantee, ceiling and use in cores, progress; evenly thinned."""
+    if not records:
+        return []
+    found = []
+    before = records[0]
+    step = max(1, -(-len(records) // points))
+    for record in [*records[step - 1 : -1 : step], records[-1]]:
+        seconds = record.at - before.at
+        used = float(record.seen["used_core_s"] or 0) - float(before.seen["used_core_s"] or 0)
+        found.append(
+            {
+                "t_s": record.seen["t_s"],
+                "guaranteed_cores": record.decided["guaranteed_cores"],
+                "ceiling_cores": record.decided["ceiling_cores"],
+                "used_cores": round(used / seconds, 3) if seconds > 0 else None,
+                "progress": record.seen["progress"],
+            }
+        )
+        before = record
+    return found
+
+
+@dataclass
+class Narrator:
+    """Logs each decision that changed something, and the progress now and then."""
+
+    promise: Promise
+    _told_at: float = field(default=0.0, init=False)
+
+    def __call__(self, record: Record) -> None:
+        if not record.changed and record.at - self._told_at < PROGRESS_EVERY_S:
+            return
+        self._told_at = record.at
+        progress, decided = record.seen["progress"], record.decided
+        done = f"{100 * float(progress):.0f} % done" if progress is not None else f"{record.seen['stages']} stages done"
+        ceiling = decided["ceiling_cores"]
+        share = f"{decided['guaranteed_cores']} cores guaranteed, " + (
+            "no ceiling" if ceiling is None else f"ceiling {ceiling}"
+        )
+        risk = "deadline AT RISK, " if decided["at_risk"] else ""
+        log.info(
+            "%s, %.0f s left of %.0f s, %s%s: %s",
+            done,
+            record.seen["left_s"],
+            self.promise.duration_s,
+            risk,
+            share,
+            record.reason,
+        )
+
+
+def check_application(application: str) -> None:
+    """Refuse a local application file that does not exist; addresses of other stores are Spark's to check.
+
+    Raises:
+        InvalidInputError: it is empty, missing or a folder.
+    """
+    parts = urlsplit(application)
+    path = Path(parts.path if parts.scheme == "file" else application)
+    if parts.scheme not in ("", "file"):
+        return
+    if not application or not path.is_file():
+        raise errors.InvalidInputError(
+            "application", application, "there is no such file on this worker; give an absolute path to a .py or .jar"
+        )
