@@ -1,0 +1,214 @@
+"""HTTP as the gateway speaks it: what came in, what goes out, and our errors as statuses.
+
+Raw ASGI, because a framework costs more than the model on small requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs
+
+from airflow_mlscale import errors
+from airflow_mlscale.roma import deployment, fleet, model
+from airflow_mlscale.roma import replica as replicas
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+WATCH_AFTER_S = 0.02
+"""An answer that takes longer is worth watching whether its client is still there."""
+
+
+class StatusError(errors.MlscaleError):
+    """An error with an HTTP status of its own."""
+
+    def __init__(self, status: int, message: str, *, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+class ClientGoneError(errors.MlscaleError):
+    """Nobody waits for the answer any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What goes out."""
+
+    status: int
+    body: bytes
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    content_type: bytes = b"application/json"
+
+    async def send(self, send: Send) -> None:
+        headers = [
+            (b"content-type", self.content_type),
+            (b"content-length", str(len(self.body)).encode()),
+            *self.headers,
+        ]
+        await send({"type": "http.response.start", "status": self.status, "headers": headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
+@dataclass
+class Budget:
+    """Bytes of request bodies held at one time."""
+
+    limit: int
+    used: int = 0
+
+
+@dataclass
+class Exchange:
+    """One request on its way through the gateway."""
+
+    scope: Scope
+    receive: Receive
+    max_body_bytes: int
+    body_timeout_s: float
+    budget: Budget
+    headers: Mapping[bytes, bytes] = field(init=False)
+    held: int = 0
+    """Bytes of the budget that this request holds; the gateway gives them back at its end."""
+    model_name: str | None = None
+    """For the access log."""
+
+    def __post_init__(self) -> None:
+        self.headers = dict(self.scope["headers"])
+
+    @property
+    def method(self) -> str:
+        return str(self.scope["method"])
+
+    @property
+    def path(self) -> str:
+        return str(self.scope["path"])
+
+    def number(self, name: str, default: float, *, low: float, high: float) -> float:
+        """A number from the query string."""
+        given = parse_qs(self.scope["query_string"].decode("latin-1")).get(name)
+        return default if given is None else bounded(name, given[-1], low=low, high=high)
+
+    def allow(self, *methods: str) -> None:
+        """Refuse other methods."""
+        if self.method not in methods:
+            raise StatusError(405, f"method {self.method} is not allowed here; use {' or '.join(methods)}")
+
+    async def body(self) -> bytes:
+        """The whole body.
+
+        Raises:
+            StatusError: it is too large (413), too slow (408), or the gateway holds too much (503).
+            ClientGoneError: the client went away.
+        """
+        declared = self.headers.get(b"content-length", b"0")
+        if declared.isdigit():
+            self._check_size(int(declared))
+        parts: list[bytes] = []
+        more = True
+        try:
+            async with asyncio.timeout(self.body_timeout_s):
+                while more:
+                    message = await self.receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGoneError("the client went away")
+                    parts.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+                    self._hold(len(parts[-1]))
+        except TimeoutError:
+            limit_s = self.body_timeout_s
+            raise StatusError(408, f"the body did not arrive within {limit_s:g} s; send it faster") from None
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def json(self) -> Any:
+        """The body as JSON; an empty one is an empty object."""
+        body = await self.body()
+        try:
+            return json.loads(body) if body.strip() else {}
+        except (ValueError, RecursionError) as exc:
+            raise errors.InvalidInputError("body", f"{len(body)} bytes", f"it is not JSON: {exc}") from exc
+
+    async def unless_gone(self, answer: asyncio.Future[model.Answer]) -> model.Answer:
+        """Wait for an answer, but no longer than its client does.
+
+        Raises:
+            ClientGoneError: the client went away first.
+        """
+        if not answer.done():
+            await asyncio.wait({answer}, timeout=WATCH_AFTER_S)
+        if not answer.done():
+            watch = asyncio.ensure_future(self._disconnected())
+            try:
+                waits: set[asyncio.Future[Any]] = {answer, watch}
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                watch.cancel()
+            if not answer.done():
+                raise ClientGoneError("the client went away")
+        return answer.result()
+
+    async def _disconnected(self) -> None:
+        while (await self.receive())["type"] != "http.disconnect":
+            continue
+
+    def _hold(self, size: int) -> None:
+        self.held += size
+        self.budget.used += size
+        self._check_size(self.held)
+        if self.budget.used > self.budget.limit:
+            raise StatusError(503, "the gateway holds too many request bodies; try again later", retry_after_s=1)
+
+    def _check_size(self, size: int) -> None:
+        if size > self.max_body_bytes:
+            raise StatusError(413, f"the body is larger than {self.max_body_bytes} bytes; send smaller batches")
+
+
+def json_reply(document: Any, status: int = 200) -> Reply:
+    """Any JSON."""
+    return Reply(status, json.dumps(document).encode())
+
+
+def bounded(name: str, given: Any, *, low: float, high: float) -> float:
+    """A number within limits, or `InvalidInputError`."""
+    try:
+        value = float(given)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise errors.InvalidInputError(name, given, f"give a number from {low:g} to {high:g}")
+    return value
+
+
+def error_reply(exc: Exception) -> Reply:
+    """Our errors in the shape that both protocols and the control API share: ``{"error": "…"}``."""
+    status, retry_after_s = _status(exc)
+    document: dict[str, Any] = {"error": str(exc) if status != 500 else "internal error, see the daemon's log"}
+    if isinstance(exc, errors.InvalidInputError):
+        document |= {"field": exc.field, "value": repr(exc.value)[:200], "fix": exc.fix}
+    headers = () if retry_after_s is None else ((b"retry-after", str(replicas.retry_after(retry_after_s)).encode()),)
+    if status == 401:
+        headers = ((b"www-authenticate", b"Bearer"),)
+    return Reply(status, json.dumps(document).encode(), headers)
+
+
+def _status(exc: Exception) -> tuple[int, float | None]:
+    match exc:
+        case StatusError() | replicas.RefusedError():
+            return exc.status, exc.retry_after_s
+        case fleet.UnknownModelError() | deployment.UnknownVersionError():
+            return 404, None
+        case errors.InvalidInputError():
+            return 400, None
+        case errors.AdmissionRefusedError():
+            return 409, None
+        case deployment.NotReadyError():
+            return 503, exc.retry_after_s
+        case _:
+            return 500, None

@@ -1,0 +1,48 @@
+"""The CPU groups of model workers: opened before a worker starts, joined by it, closed behind it.
+
+Serving must go on when shares cannot be managed: a port that fails costs the guarantee, not the model.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+
+from airflow_mlscale.cpu import ports as cpu
+
+log = logging.getLogger(__name__)
+
+
+class CoreGroups:
+    """A `CpuPort` for the event loop: calls run in a thread, failures are logged."""
+
+    def __init__(self, port: cpu.CpuPort) -> None:
+        self.port = port
+
+    @property
+    def host_cores(self) -> float:
+        return self.port.host_cores
+
+    async def open(self, group: str) -> tuple[Path, ...]:
+        """Create the group; returns the files a worker writes its id to."""
+        try:
+            await asyncio.to_thread(self.port.open, group)
+            return self.port.entry_files(group)
+        except Exception as exc:  # an unmanaged worker serves too
+            log.warning("cannot manage the cores of %s: %s", group, exc)
+            return ()
+
+    async def admit(self, group: str, pid: int) -> None:
+        """Move a worker in, where writing to a file does not do it."""
+        try:
+            if not self.port.entry_files(group):
+                await asyncio.to_thread(self.port.admit, group, pid)
+        except Exception as exc:  # an unmanaged worker serves too
+            log.warning("cannot move worker %d into %s: %s", pid, group, exc)
+
+    async def close(self, group: str) -> None:
+        try:
+            await asyncio.to_thread(self.port.close, group)
+        except Exception as exc:  # the group is empty; the port cleans up what is left at its own end
+            log.warning("cannot close %s: %s", group, exc)
