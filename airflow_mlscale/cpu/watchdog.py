@@ -17,7 +17,7 @@ import sys
 import time
 from pathlib import Path
 
-from airflow_mlscale.cpu.adapters import cgroup, cgroup_v1, cgroup_v2
+from airflow_mlscale.cpu.adapters import cgroup, cgroup_v1, cgroup_v2, watchdog
 
 log = logging.getLogger("airflow_mlscale.cpu.watchdog")
 
@@ -28,8 +28,9 @@ LINGER_S = 15.0
 def main(arguments: list[str] | None = None) -> int:
     """Watch until the owner ends, then restore; returns the exit code."""
     owner, *rest = sys.argv[1:] if arguments is None else arguments
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+    for number in watchdog.IGNORED:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, watchdog.IGNORED)
     watched = wait_for_end(int(owner))
     if watched:
         clean(layout(rest), watched)

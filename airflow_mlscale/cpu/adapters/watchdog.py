@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
+
+IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Requests to end that a watchdog does not follow: it ends right after its owner."""
 
 
 class Watchdog:
@@ -61,11 +65,14 @@ class Watchdog:
             os.close(self._pipe)
             self._process.wait()
         reading, self._pipe = os.pipe()
+        # It ignores these, and inherits that they are blocked until it has come so far.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         try:
             # A session of its own: a signal to the owner's process group or terminal must not reach it.
             self._process = subprocess.Popen(
                 self._command, stdin=reading, stdout=subprocess.DEVNULL, start_new_session=True
             )
         finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(reading)
         os.write(self._pipe, "".join(f"+{group}\n" for group in sorted(self._groups)).encode())
