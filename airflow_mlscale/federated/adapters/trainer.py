@@ -1,0 +1,109 @@
+"""The program that trains on a site: started once per job, keeps its model and data, answers each round.
+
+``python -m airflow_mlscale.federated.adapters.trainer``, started by the site's NVFlare job process in the job's
+folder. Runs where the data is; sends back weights, a sample count and timings, never data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated.adapters import keras_model, user_functions, wire
+from airflow_mlscale.federated.settings import RunSettings
+
+log = logging.getLogger("airflow_mlscale.federated.trainer")
+
+THREADS = "MLSCALE_TRAINER_THREADS"
+
+
+class Trainer:
+    """A site's model and data, built once."""
+
+    def __init__(self, run: RunSettings, site: str) -> None:
+        import keras
+
+        _limit_threads()
+        self.model = keras_model.build(run)
+        function = user_functions.load("client_data", run.client_data)
+        self.x, self.y = user_functions.arrays("client_data", run.client_data, function(site, **run.data_args))
+        keras.utils.set_random_seed(abs(hash((run.seed, site))) % 2**31)
+        log.info("%s holds %d samples", site, len(self.x))
+
+    def train(self, weights: list[Any], *, epochs: int, batch_size: int) -> tuple[list[Any], float, float]:
+        """Train from ``weights``; returns new weights, last training loss and seconds.
+
+        Raises:
+            InvalidInputError: the weights do not fit the model.
+            ValueError: training diverged.
+        """
+        import numpy as np
+
+        own = self.model.get_weights()
+        shapes = [tuple(weight.shape) for weight in weights]
+        if shapes != [tuple(weight.shape) for weight in own]:
+            raise errors.InvalidInputError("weights", shapes, "do not fit the site's model; is its code the same?")
+        self.model.set_weights(weights)
+        started = time.monotonic()
+        seen = self.model.fit(self.x, self.y, epochs=epochs, batch_size=batch_size, verbose=0)
+        trained = self.model.get_weights()
+        if not all(np.isfinite(weight).all() for weight in trained if np.issubdtype(weight.dtype, np.floating)):
+            raise ValueError("training diverged: the weights are not finite; lower the learning rate")
+        return trained, float(seen.history["loss"][-1]), time.monotonic() - started
+
+
+def main() -> None:
+    """Serve rounds until the job ends."""
+    import nvflare.client as flare
+    from nvflare.app_common.abstract.fl_model import FLModel
+
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    flare.init()
+    site = flare.get_site_name()
+    trainer, broken = _start(site)
+    while flare.is_running():
+        task = flare.receive()
+        if task is None:
+            break
+        params, meta = _answer(trainer, broken, task)
+        flare.send(FLModel(params=params, meta=meta, current_round=task.current_round))
+
+
+def _start(site: str) -> tuple[Trainer | None, str | None]:
+    try:
+        run = RunSettings.from_json(json.loads((Path("custom") / wire.SETTINGS_FILE).read_text()))
+        return Trainer(run, site), None
+    except Exception as exc:  # the user's code may raise anything; the server must hear it, not a closed connection
+        log.exception("cannot prepare training")
+        return None, f"{type(exc).__name__}: {exc}"
+
+
+def _answer(trainer: Trainer | None, broken: str | None, task: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    if trainer is None:
+        return {}, {wire.ERROR: broken}
+    try:
+        weights, loss, seconds = trainer.train(
+            wire.unpack(task.params), epochs=int(task.meta[wire.EPOCHS]), batch_size=int(task.meta[wire.BATCH])
+        )
+    except Exception as exc:  # as above
+        log.exception("round %s failed", task.current_round)
+        return {}, {wire.ERROR: f"{type(exc).__name__}: {exc}"}
+    log.info("round %s: loss %.4f in %.1f s", task.current_round, loss, seconds)
+    return wire.pack(weights), {wire.SAMPLES: len(trainer.x), wire.LOSS: loss, wire.SECONDS: round(seconds, 3)}
+
+
+def _limit_threads() -> None:
+    import tensorflow as tf
+
+    threads = int(os.environ.get(THREADS, "1"))
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(threads)
+
+
+if __name__ == "__main__":
+    main()

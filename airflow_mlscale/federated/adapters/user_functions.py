@@ -1,0 +1,55 @@
+"""The user's own functions: found by name, called with the arguments they accept."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from airflow_mlscale import errors
+
+
+def load(field: str, path: str) -> Callable[..., Any]:
+    """The function at ``module:function``.
+
+    Raises:
+        InvalidInputError: the module cannot be imported here or has no such function.
+    """
+    module_name, _, name = path.partition(":")
+    try:
+        found = getattr(import_module(module_name), name)
+    except (ImportError, AttributeError) as exc:
+        raise errors.InvalidInputError(
+            field, path, f"cannot be loaded ({exc}); name a function of a module beside the DAG, or add extra_modules"
+        ) from exc
+    if not callable(found):
+        raise errors.InvalidInputError(field, path, "is not a function")
+    return found  # type: ignore[no-any-return]
+
+
+def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the arguments that the function takes."""
+    parameters = inspect.signature(function).parameters.values()
+    if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters):
+        return dict(arguments)
+    names = {parameter.name for parameter in parameters}
+    return {name: value for name, value in arguments.items() if name in names}
+
+
+def arrays(field: str, path: str, found: Any) -> tuple[Any, Any]:
+    """Check what a data function returned: two arrays of the same, positive length.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if not isinstance(found, tuple | list) or len(found) != 2:
+        raise errors.InvalidInputError(field, path, f"must return (x, y), returned {type(found).__name__}")
+    x, y = found
+    if not hasattr(x, "shape") or not hasattr(y, "shape"):
+        raise errors.InvalidInputError(field, path, "must return NumPy arrays")
+    if len(x) != len(y) or len(x) == 0:
+        raise errors.InvalidInputError(
+            field, path, f"returned {len(x)} inputs and {len(y)} labels; need as many, at least one"
+        )
+    return x, y

@@ -1,0 +1,156 @@
+"""The round loop of one segment: observe → decide → act, on ports.
+
+Runs inside the federation's server job. It starts at the last complete round, makes every round durable before
+the next begins, and ends when `policy.verdict` says so or somebody asks it to stop.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf
+from pathlib import Path
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated import model, policy, ports
+from airflow_mlscale.federated.settings import RunSettings
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class SegmentController:
+    """One segment of one run."""
+
+    run: RunSettings
+    segment: int
+    sites: ports.Sites
+    evaluator: ports.Evaluator
+    store: ports.RunStore
+    output_dir: Path
+    now: Callable[[], float]
+    """Wall time in seconds since the epoch."""
+    _records: list[policy.SiteRecord] = field(init=False, default_factory=list)
+
+    def play(self) -> model.RunState:
+        """Play rounds to the end of the run; returns its last durable state."""
+        state, weights = self._resume()
+        first = True
+        while not (decided := policy.verdict(self.run, state, now=self.now())).ends:
+            if self.store.stop_asked():
+                decided = policy.Verdict(model.Status.ABORTED, "asked to stop")
+                break
+            state, weights, failure = self._round(state, weights, first=first)
+            if failure:
+                decided = policy.Verdict(model.Status.FAILED, failure)
+                break
+            first = False
+        return self._end(state, decided)
+
+    def _resume(self) -> tuple[model.RunState, ports.Weights]:
+        state, weights = self.store.begin(self.segment)
+        if state is None:
+            state = model.RunState(
+                run_id=self.run.run_id, metric=self.run.target.metric, target=self.run.target.value,
+                started_at=self.now(), deadline_at=self.run.deadline_at, max_rounds=self.run.max_rounds,
+            )  # fmt: skip
+        state = replace(state, status=model.Status.RUNNING, reason="", segment=self.segment, failed_rounds=0)
+        self._save(state)
+        self._records = [policy.SiteRecord(name=name) for name in self.sites.names()]
+        log.info(
+            "run %s segment %d: %d sites, %d rounds done",
+            self.run.run_id,
+            self.segment,
+            len(self._records),
+            len(state.rounds),
+        )
+        return state, self.evaluator.initial_weights() if weights is None else weights
+
+    def _round(
+        self, state: model.RunState, weights: ports.Weights, *, first: bool
+    ) -> tuple[model.RunState, ports.Weights, str | None]:
+        started = self.now()
+        plan = policy.plan_round(
+            self.run, self._records, number=len(state.rounds) + 1, first_of_segment=first, left_s=self._left_s(started)
+        )
+        answers = self.sites.train(plan, weights)
+        self._records = policy.remember(self._records, plan, [answer.site for answer in answers])
+        if not policy.counts(plan, answers):
+            if self.store.stop_asked():  # the round was cut short on purpose
+                return state, weights, None
+            return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
+        weights = policy.combine(answers)
+        seen = self.evaluator.evaluate(weights)
+        good = [answer for answer in answers if answer.error is None]
+        done = model.Round(
+            number=plan.number, value=seen[self.run.target.metric], loss=seen["loss"], asked=plan.asked,
+            answered=tuple(sorted(answer.site for answer in good)), samples=sum(answer.samples for answer in good),
+            seconds=round(self.now() - started, 3), segment=self.segment,
+        )  # fmt: skip
+        state = policy.with_round(state, self.run.target, done)
+        self._save(state, weights)
+        log.info(
+            "round %d: %s %.4f, %d of %d sites, %.1f s",
+            done.number,
+            state.metric,
+            done.value,
+            len(good),
+            len(plan.asked),
+            done.seconds,
+        )
+        return replace(state, updated_at=self.now()), weights, None
+
+    def _uncounted(
+        self, state: model.RunState, plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]
+    ) -> model.RunState:
+        told = "; ".join(f"{answer.site}: {answer.error}" for answer in answers if answer.error)
+        good = sum(answer.error is None for answer in answers)
+        reason = f"round {plan.number} got {good} of {plan.quorum} answers" + (f" ({told})" if told else "")
+        log.warning("%s", reason)
+        state = replace(state, failed_rounds=state.failed_rounds + 1, reason=reason[:2000])
+        self._save(state)
+        return state
+
+    def _end(self, state: model.RunState, decided: policy.Verdict) -> model.RunState:
+        reason = decided.reason
+        if decided.status == model.Status.INTERRUPTED and state.reason:
+            reason = f"{reason}; {state.reason}"
+        if decided.status in (model.Status.REACHED, model.Status.LIMIT):
+            self._save(replace(state, status=model.Status.EXPORTING, reason=reason))
+            exported = self.evaluator.export(self.store.best_weights(state), self.output_dir)
+            state = replace(state, saved_model=exported.saved_model, keras_model=exported.keras_model)
+        state = replace(state, status=decided.status, reason=reason)
+        self._save(state)
+        log.info("run %s: %s, %s", self.run.run_id, state.status, reason)
+        return state
+
+    def _left_s(self, now: float) -> float:
+        return inf if self.run.deadline_at is None else self.run.deadline_at - now
+
+    def _save(self, state: model.RunState, weights: ports.Weights | None = None) -> None:
+        self.store.checkpoint(replace(state, updated_at=self.now()), weights)
+
+
+def _same_error(plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]) -> str | None:
+    """What the sites said, if every one of them failed: then the user's code is at fault and no new try helps."""
+    if len(answers) < len(plan.asked) or any(answer.error is None for answer in answers):
+        return None
+    if any(answer.error == LOST for answer in answers):
+        return None
+    told = "; ".join(f"{answer.site}: {answer.error}" for answer in answers)
+    return f"no site could train: {told}"[:4000]
+
+
+LOST = "its trainer is gone"
+"""The error of a site whose trainer process died: not the fault of the user's code, a new segment may help."""
+
+
+def failed(
+    state: model.RunState | None, run: RunSettings, segment: int, exc: BaseException, now: float
+) -> model.RunState:
+    """The state of a run whose segment raised: bad input fails the run, after anything else it may be resumed."""
+    lasting = isinstance(exc, errors.MlscaleError) and not exc.retryable
+    base = state or model.RunState(run_id=run.run_id, metric=run.target.metric, target=run.target.value, started_at=now)
+    status = model.Status.FAILED if lasting else model.Status.INTERRUPTED
+    return replace(base, status=status, reason=f"{type(exc).__name__}: {exc}"[:4000], segment=segment, updated_at=now)

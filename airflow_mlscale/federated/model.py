@@ -1,0 +1,224 @@
+"""What a federated run is about: the quality it must reach, its rounds, its state and its result.
+
+Belongs here: values that the controller, the operators and the sensor share, and their JSON forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from enum import StrEnum
+from math import inf, isfinite
+from typing import Any
+
+from airflow_mlscale import errors
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A Keras metric that a run can be held to."""
+
+    name: str
+    least: float
+    most: float
+    higher_is_better: bool = True
+
+
+_SHARES = (
+    "accuracy",
+    "binary_accuracy",
+    "categorical_accuracy",
+    "sparse_categorical_accuracy",
+    "top_k_categorical_accuracy",
+    "sparse_top_k_categorical_accuracy",
+    "auc",
+    "precision",
+    "recall",
+)
+_ERRORS = ("loss", "mean_squared_error", "mean_absolute_error", "root_mean_squared_error")
+
+METRICS: Mapping[str, Metric] = {
+    **{name: Metric(name, 0.0, 1.0) for name in _SHARES},
+    **{name: Metric(name, 0.0, inf, higher_is_better=False) for name in _ERRORS},
+}
+"""Metrics by name; all but ``loss`` are resolved by Keras for the task of the model (binary, categorical, …)."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The one condition of a run: a metric on held-out data has a value, several evaluations in a row."""
+
+    metric: str
+    """Name of a Keras metric, see `METRICS`."""
+    value: float
+    """What it must reach: at least this, or at most this for errors and losses."""
+    in_a_row: int = 2
+    """Evaluations in a row that must reach it, so that one lucky round does not end a run."""
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise errors.InvalidInputError(
+                "metric", self.metric, f"use a Keras metric out of {', '.join(sorted(METRICS))}"
+            )
+        known = METRICS[self.metric]
+        number = isinstance(self.value, int | float) and not isinstance(self.value, bool) and isfinite(self.value)
+        if not number or not known.least <= self.value <= known.most or self.value == 0:
+            span = f"in (0, {known.most:g}]" if known.most < inf else "above 0"
+            raise errors.InvalidInputError("target", self.value, f"a target for {self.metric} must be a number {span}")
+        if not isinstance(self.in_a_row, int) or isinstance(self.in_a_row, bool) or self.in_a_row < 1:
+            raise errors.InvalidInputError("in_a_row", self.in_a_row, "must be a whole number >= 1")
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether greater values of the metric are better."""
+        return METRICS[self.metric].higher_is_better
+
+    def met(self, value: float | None) -> bool:
+        """Whether one evaluation reaches the value; a missing or non-finite one does not."""
+        if value is None or not isfinite(value):
+            return False
+        return value >= self.value if self.higher_is_better else value <= self.value
+
+    def held(self, values: Sequence[float]) -> bool:
+        """Whether the last `in_a_row` evaluations all reach the value."""
+        return len(values) >= self.in_a_row and all(self.met(value) for value in values[-self.in_a_row :])
+
+    def ever_held(self, values: Sequence[float]) -> bool:
+        """Whether any `in_a_row` evaluations in a row reached the value."""
+        return any(self.held(values[: end + 1]) for end in range(len(values)))
+
+    def better(self, value: float, than: float | None) -> bool:
+        """Whether ``value`` is a better evaluation than ``than`` (anything finite beats none)."""
+        if not isfinite(value):
+            return False
+        return than is None or (value > than if self.higher_is_better else value < than)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Quality:
+        """The condition from its JSON object."""
+        return cls(**values)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'>=' if self.higher_is_better else '<='} {self.value:g}"
+
+
+class Status(StrEnum):
+    """Where a run stands."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    EXPORTING = "exporting"
+    REACHED = "reached"
+    """Ended with the target."""
+    LIMIT = "limit"
+    """Ended by a deadline or the number of rounds, below the target, with a usable model."""
+    ABORTED = "aborted"
+    """Told to stop."""
+    INTERRUPTED = "interrupted"
+    """The segment ended before the run did, for example without a quorum; another segment can go on."""
+    FAILED = "failed"
+    """Ended without a usable model; another segment would fail the same way."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run goes no further by itself."""
+        return self in (Status.REACHED, Status.LIMIT, Status.ABORTED, Status.FAILED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Round:
+    """One complete round, as the controller recorded it."""
+
+    number: int
+    """From 1."""
+    value: float
+    """The target's metric on the held-out data after the round."""
+    loss: float
+    """Held-out loss."""
+    asked: tuple[str, ...]
+    """Sites that were sent the model."""
+    answered: tuple[str, ...]
+    """Sites whose weights were averaged."""
+    samples: int
+    """Training samples behind those weights."""
+    seconds: float
+    """Wall time of the round with evaluation and checkpoint."""
+    segment: int
+    """Segment of the run that did the round."""
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Round:
+        """A round from its JSON object."""
+        return cls(**{**values, "asked": tuple(values["asked"]), "answered": tuple(values["answered"])})
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunState:
+    """Everything about a run but its weights; written after each round, resumed from, and watched."""
+
+    run_id: str
+    status: Status = Status.STARTING
+    reason: str = ""
+    """Why the run has this status, for people."""
+    metric: str = "accuracy"
+    target: float = 0.0
+    segment: int = 0
+    started_at: float = 0.0
+    """Start of the first segment, seconds since the epoch."""
+    updated_at: float = 0.0
+    deadline_at: float | None = None
+    max_rounds: int = 0
+    rounds: tuple[Round, ...] = ()
+    failed_rounds: int = 0
+    """Rounds in a row without a quorum."""
+    best_round: int = 0
+    """The round whose weights are best on the held-out data; 0 before the first."""
+    saved_model: str | None = None
+    keras_model: str | None = None
+
+    @property
+    def values(self) -> list[float]:
+        """The metric after each round."""
+        return [each.value for each in self.rounds]
+
+    @property
+    def value(self) -> float | None:
+        """The metric after the last round."""
+        return self.rounds[-1].value if self.rounds else None
+
+    @property
+    def best_value(self) -> float | None:
+        """The metric of the best round."""
+        return next((each.value for each in self.rounds if each.number == self.best_round), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunState:
+        """A state from its JSON object; fields of a later version are ignored."""
+        known = {f.name for f in fields(cls)}
+        kept = {key: value for key, value in values.items() if key in known}
+        rounds = tuple(Round.from_json(each) for each in kept.pop("rounds", ()))
+        return cls(**{**kept, "status": Status(kept["status"]), "rounds": rounds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteAnswer:
+    """What one site sends back in a round."""
+
+    site: str
+    samples: int = 0
+    loss: float | None = None
+    """Training loss of its last local epoch."""
+    train_s: float = 0.0
+    """Seconds of training alone."""
+    error: str | None = None
+    """Why the site could not train, in words; then it has no weights."""
+    weights: Sequence[Any] = field(default=(), repr=False)
+    """Arrays in the model's own order."""

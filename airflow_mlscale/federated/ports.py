@@ -1,0 +1,89 @@
+"""What the controller needs of the world, and what Airflow needs of a federation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from airflow_mlscale.federated import model, policy, settings
+
+Weights = Sequence[Any]
+"""NumPy arrays in the model's own order."""
+
+
+class Sites(Protocol):
+    """The sites of one segment."""
+
+    def names(self) -> Sequence[str]:
+        """Sites that can be asked."""
+
+    def train(self, plan: policy.RoundPlan, weights: Weights) -> list[model.SiteAnswer]:
+        """Play one round: returns when `policy.seconds_to_close` is 0, or when the run is told to stop."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where a model went."""
+
+    keras_model: str
+    saved_model: str
+
+
+class Evaluator(Protocol):
+    """The model on the server with its held-out data."""
+
+    def initial_weights(self) -> Weights:
+        """Weights of the freshly built model."""
+
+    def evaluate(self, weights: Weights) -> Mapping[str, float]:
+        """The target's metric and ``loss`` on the held-out data."""
+
+    def export(self, weights: Weights, directory: Path) -> Exported:
+        """Write the model with these weights; all of it or nothing."""
+
+
+class RunStore(Protocol):
+    """The durable side of one run, as its controller uses it."""
+
+    def begin(self, segment: int) -> tuple[model.RunState | None, Weights | None]:
+        """Take the run over for a segment; returns the last complete state and its weights."""
+
+    def checkpoint(self, state: model.RunState, weights: Weights | None = None) -> None:
+        """Make a state durable, and with it the weights of its last round; atomic.
+
+        Raises:
+            RunFailedError: a later segment has taken the run over.
+        """
+
+    def best_weights(self, state: model.RunState) -> Weights:
+        """Weights of the best round."""
+
+    def stop_asked(self) -> bool:
+        """Whether somebody asked the run to stop."""
+
+
+class FederationAdmin(Protocol):
+    """The federation from outside: submit, look, abort. Calls block for up to some seconds.
+
+    All raise `UnreachableError` when the server does not answer.
+    """
+
+    def submit(self, job: Path, token: str) -> str:
+        """Submit a job folder; the same token returns the same job id. Returns the id."""
+
+    def job_status(self, job_id: str) -> str | None:
+        """Status in the engine's own words; None for an unknown job."""
+
+    def abort(self, job_id: str) -> None:
+        """End a job; nothing happens if it has ended."""
+
+    def sites(self) -> Sequence[str]:
+        """Sites that are connected now."""
+
+
+class JobRenderer(Protocol):
+    """Turns settings into a folder that the engine can run."""
+
+    def __call__(self, run: settings.RunSettings, segment: int, run_dir: Path, folder: Path) -> Path: ...

@@ -1,0 +1,185 @@
+"""What a federated run is asked to do, and how a local federation is tuned.
+
+Belongs here: frozen settings, their validation and their JSON form. Does not belong here: choices made
+while a run is under way (`policy`) and anything that touches a file or a process (`adapters`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from math import inf
+from typing import Any
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated.model import Quality
+
+FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """One federated run. Every segment of the run uses the same settings."""
+
+    run_id: str
+    """Names the run and its directory: letters, digits, dots, underscores and hyphens."""
+    model: str
+    """``module:function`` that returns a compiled Keras model."""
+    client_data: str
+    """``module:function`` called on a site as ``(site_name, **data_args)``; returns its arrays ``(x, y)``."""
+    evaluation_data: str
+    """``module:function`` called on the server as ``(**data_args)``; returns held-out arrays ``(x, y)``."""
+    target: Quality
+    """When the run has reached what it is for."""
+    data_args: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of both data functions; JSON values."""
+    extra_modules: tuple[str, ...] = ()
+    """Modules that the functions' modules import and that travel with the job too."""
+    deadline_at: float | None = None
+    """Seconds since the epoch after which no round is started; None for none."""
+    sites: tuple[str, ...] | None = None
+    """Sites that take part; None for every site that is connected."""
+    max_rounds: int = 50
+    """Complete rounds after which the run ends without the target."""
+    min_nodes: int = 2
+    """Quorum: a round with fewer answers does not count."""
+    cohort: int | None = None
+    """Answers that a round wants; None wants every site."""
+    over_selection: float = 1.25
+    """Sites asked ÷ answers wanted, so that slow or dead sites do not hold a round up. ≥ 1."""
+    local_epochs: int = 1
+    """Passes over its own data that a site makes in a round."""
+    batch_size: int = 32
+    """Samples of one training step on a site."""
+    round_timeout_s: float = 60.0
+    """After this long a round closes with the answers it has. The first round of a segment gets
+    ``start_allowance_s`` more."""
+    start_allowance_s: float = 120.0
+    """Extra time of the first round of a segment: the sites import TensorFlow and read their data in it."""
+    grace_fraction: float = 0.5
+    """After the quorum, stragglers get this part of the time that the quorum took, at least one second."""
+    max_failed_rounds: int = 3
+    """Rounds without a quorum in a row after which the run fails."""
+    seed: int = 0
+    """Of the choice of sites and of the initial weights."""
+    output_dir: str | None = None
+    """Directory on the server for ``model.keras`` and ``saved_model/``; None uses the run directory."""
+    heartbeat_s: float = 2.0
+    """How often the controller shows that it lives."""
+
+    def __post_init__(self) -> None:
+        _check(
+            RUN_ID.fullmatch(self.run_id), "run_id", self.run_id, "use letters, digits, '.', '_' and '-', at most 100"
+        )
+        for name in ("model", "client_data", "evaluation_data"):
+            value = getattr(self, name)
+            _check(
+                isinstance(value, str) and FUNCTION.fullmatch(value), name, value,
+                "write 'module:function', for example 'flight_model:build'",
+            )  # fmt: skip
+        _check(isinstance(self.target, Quality), "target", self.target, "use Quality('accuracy', 0.9)")
+        _whole(self.max_rounds, "max_rounds", 1)
+        _whole(self.min_nodes, "min_nodes", 1)
+        _whole(self.local_epochs, "local_epochs", 1)
+        _whole(self.batch_size, "batch_size", 1)
+        _whole(self.max_failed_rounds, "max_failed_rounds", 1)
+        if self.cohort is not None:
+            _whole(self.cohort, "cohort", 1)
+            _check(self.cohort >= self.min_nodes, "cohort", self.cohort, f"must be at least min_nodes={self.min_nodes}")
+        if self.sites is not None:
+            _check(
+                all(isinstance(s, str) and s for s in self.sites) and len(set(self.sites)) == len(self.sites),
+                "sites",
+                self.sites,
+                "give a list of different site names",
+            )
+            _check(
+                len(self.sites) >= (self.cohort or self.min_nodes),
+                "sites",
+                self.sites,
+                f"name at least {self.cohort or self.min_nodes} (min_nodes, cohort)",
+            )
+        _number(self.over_selection, "over_selection", 1.0)
+        _number(self.grace_fraction, "grace_fraction", 0.0)
+        _number(self.start_allowance_s, "start_allowance_s", 0.0)
+        _check(
+            _is_number(self.round_timeout_s) and self.round_timeout_s > 0,
+            "round_timeout_s",
+            self.round_timeout_s,
+            "must be > 0 seconds",
+        )
+        _check(
+            _is_number(self.heartbeat_s) and 0 < self.heartbeat_s <= 10,
+            "heartbeat_s",
+            self.heartbeat_s,
+            "must lie in (0, 10] seconds",
+        )
+        _check(
+            isinstance(self.data_args, Mapping) and all(isinstance(key, str) for key in self.data_args),
+            "data_args",
+            self.data_args,
+            "must be a mapping with string keys",
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return {**asdict(self), "data_args": dict(self.data_args), "target": self.target.to_json()}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> RunSettings:
+        """Settings from their JSON object; fields of a later version are ignored."""
+        known = {f.name for f in fields(cls)}
+        kept = {name: value for name, value in values.items() if name in known}
+        kept["target"] = Quality.from_json(values["target"])
+        kept["extra_modules"] = tuple(values.get("extra_modules", ()))
+        kept["sites"] = None if values.get("sites") is None else tuple(values["sites"])
+        return cls(**kept)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FederationSettings:
+    """A local federation: a server and one process group per site on loopback."""
+
+    sites: tuple[str, ...]
+    """Names of the sites; each trains on its own data."""
+    start_timeout_s: float = 120.0
+    """How long server and sites may take to be ready."""
+    task_interval_s: float = 0.2
+    """How often a site without work asks the server for some."""
+    site_heartbeat_s: float = 2.0
+    """How often a site shows the server that it lives."""
+    site_timeout_s: float = 20.0
+    """A site silent for this long is no longer offered work of new segments."""
+    trainer_threads: int = 1
+    """TensorFlow threads of each site's trainer."""
+
+    def __post_init__(self) -> None:
+        _check(len(self.sites) > 0, "sites", self.sites, "name at least one site")
+        for site in self.sites:
+            _check(SITE.fullmatch(site), "sites", site, "a site is named with letters, digits, '_' and '-'")
+            _check(site.lower() not in RESERVED_SITES, "sites", site, "this name is taken by the federation itself")
+        _check(len({s.lower() for s in self.sites}) == len(self.sites), "sites", self.sites, "name each site once")
+
+
+RESERVED_SITES = frozenset({"server", "localhost", "admin", "all"})
+
+
+def _check(good: object, name: str, value: object, fix: str) -> None:
+    if not good:
+        raise errors.InvalidInputError(name, value, fix)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and -inf < value < inf
+
+
+def _number(value: object, name: str, least: float) -> None:
+    _check(_is_number(value) and value >= least, name, value, f"must be a number >= {least:g}")  # type: ignore[operator]
+
+
+def _whole(value: object, name: str, least: int) -> None:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    _check(good, name, value, f"must be a whole number >= {least}")

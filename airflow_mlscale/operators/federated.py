@@ -1,0 +1,279 @@
+"""Federated training until a quality is reached."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, NoReturn
+
+from airflow.sdk import BaseOperator
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated import client, watch
+from airflow_mlscale.federated.model import Quality, Status
+from airflow_mlscale.federated.settings import RunSettings
+from airflow_mlscale.hooks.federated import FederatedHook
+from airflow_mlscale.hooks.outcome import translated
+from airflow_mlscale.operators.task_state import TaskStateJournal
+from airflow_mlscale.spark import deadlines
+from airflow_mlscale.triggers.federated import FederatedRunTrigger
+
+__all__ = ["FederatedTrainingOperator", "Quality"]
+
+ON_LIMIT = ("fail", "return_best")
+
+
+class FederatedTrainingOperator(BaseOperator):
+    """Trains a Keras model on sites that keep their data, until a quality holds on held-out data or a limit comes.
+
+    The round loop runs in the federation's server job, so this task only submits and follows: it may be
+    killed, retried or deferred without a round being lost. A retry re-attaches to the run; clearing the
+    task begins a new one.
+
+    Args:
+        model: ``module:function`` that returns a compiled Keras model; called with those of ``data_args`` that
+            it takes. (templated)
+        client_data: ``module:function`` called on a site as ``(site_name, **data_args)``; returns ``(x, y)``.
+            (templated)
+        evaluation_data: ``module:function`` called on the server as ``(**data_args)``; returns the held-out
+            ``(x, y)``. (templated)
+        target: when to stop, `Quality` of a Keras metric.
+        data_args: keyword arguments of the data functions, JSON values. (templated)
+        sites: names of the sites that take part; default is every connected one. (templated)
+        extra_modules: modules that the functions' modules import and that the sites do not have.
+        deadline: latest start of another round; a ``timedelta`` or ``pendulum.duration`` from the start of the
+            task, a ``datetime`` with a time zone, or a template that renders to seconds, an ISO 8601 duration or
+            date and time. Fixed at the first try; retries share it. (templated)
+        max_rounds: most complete rounds.
+        min_nodes: quorum: a round with fewer answers does not count.
+        cohort: answers that a round wants; default is all sites.
+        over_selection: sites asked ÷ answers wanted, ≥ 1.
+        local_epochs: passes of a site over its data in a round.
+        batch_size: samples of one training step.
+        round_timeout: seconds or a ``timedelta`` after which a round closes with the answers it has.
+        start_allowance: seconds that the first round of a segment may take longer, for start and data reading.
+        on_limit: ``fail`` or ``return_best`` when a limit comes before the target.
+        output_dir: directory on the server for ``model.keras`` and ``saved_model``; default is the run's own.
+            (templated)
+        conn_id: connection of type ``mlscale_federated``. (templated)
+        deferrable: follow the run in the triggerer instead of holding a worker's slot.
+        poll_s: seconds between two looks at the run.
+
+    Returns:
+        A summary, also as one XCom per key: ``run_id``, ``metric``, ``target``, ``reached``, ``accuracy`` (the
+        metric of the returned model), ``rounds``, ``stopped_early``, ``stopped_reason``, ``saved_model``,
+        ``keras_model``, ``rounds_table`` and more. ``run_id`` is there from the start.
+
+    Raises:
+        InvalidInputError: an argument is wrong; names it, its value and the fix.
+        UnreachableError: the federation does not answer.
+        TargetNotReachedError: a limit came first and ``on_limit`` is ``fail``.
+        FederatedRunFailedError: the run failed or was aborted.
+    """
+
+    template_fields: Sequence[str] = (
+        "model",
+        "client_data",
+        "evaluation_data",
+        "data_args",
+        "sites",
+        "deadline",
+        "output_dir",
+        "conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        model: str,
+        client_data: str,
+        evaluation_data: str,
+        target: Quality,
+        data_args: Mapping[str, Any] | None = None,
+        sites: Sequence[str] | None = None,
+        extra_modules: Sequence[str] = (),
+        deadline: timedelta | datetime | str | None = None,
+        max_rounds: int = 50,
+        min_nodes: int = 2,
+        cohort: int | None = None,
+        over_selection: float = 1.25,
+        local_epochs: int = 1,
+        batch_size: int = 32,
+        round_timeout: float | timedelta = 60.0,
+        start_allowance: float | timedelta = 120.0,
+        on_limit: str = "fail",
+        output_dir: str | None = None,
+        conn_id: str = FederatedHook.default_conn_name,
+        deferrable: bool = False,
+        poll_s: float = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**{"multiple_outputs": True, **kwargs})
+        self.model = model
+        self.client_data = client_data
+        self.evaluation_data = evaluation_data
+        self.target = target
+        self.data_args = data_args or {}
+        self.sites = sites
+        self.deadline = deadline
+        self.output_dir = output_dir
+        self.conn_id = conn_id
+        self.on_limit = on_limit
+        self.deferrable = deferrable
+        self.poll_s = poll_s
+        self._settings = {
+            "target": target,
+            "extra_modules": tuple(extra_modules),
+            "max_rounds": max_rounds,
+            "min_nodes": min_nodes,
+            "cohort": cohort,
+            "over_selection": over_selection,
+            "local_epochs": local_epochs,
+            "batch_size": batch_size,
+            "round_timeout_s": _seconds(round_timeout),
+            "start_allowance_s": _seconds(start_allowance),
+        }
+        self._runs: client.RunClient | None = None
+        self._run_id: str | None = None
+        self._state: TaskStateJournal | None = None
+        self._check()
+
+    def execute(self, context: Any) -> dict[str, Any]:
+        """Check everything, submit or re-attach, follow to the end; returns the summary."""
+        with translated():
+            self._attach(context, self._name(context), begin=True)
+            if self.deferrable:
+                self._defer()
+            return self._follow(context)
+
+    def execute_complete(self, context: Any, event: dict[str, Any], run_id: str) -> dict[str, Any]:
+        """Go on after the trigger: finish, or submit the run's next segment and wait again."""
+        with translated():
+            runs = self._attach(context, run_id, begin=False)
+            runs.follower(run_id).new_rounds(self.log.info)
+            if event["progress"] == watch.Progress.ENDED:
+                return self._finish(context, run_id)
+            if event["progress"] != watch.Progress.LOST:
+                raise errors.TransientError(event["reason"])
+            self._publish(context, run_id)
+            runs.next_segment(run_id, event["reason"])
+        return self._defer()
+
+    def on_kill(self) -> None:
+        """End the run: the task was killed, and nobody would follow it. Makes no call into Airflow."""
+        if self._runs is not None and self._run_id is not None:
+            try:
+                self._runs.stop(self._run_id)
+            except errors.MlscaleError as exc:
+                self.log.warning("cannot abort run %s: %s", self._run_id, exc)
+
+    def _attach(self, context: Any, run_id: str, *, begin: bool) -> client.RunClient:
+        runs = FederatedHook(self.conn_id).runs
+        if begin:
+            runs.begin(self._run(context, runs, run_id))
+            context["ti"].xcom_push(key="run_id", value=run_id)
+        self._runs, self._run_id = runs, run_id
+        return runs
+
+    def _follow(self, context: Any) -> dict[str, Any]:
+        runs, run_id = self._attached()
+        follower = runs.follower(run_id)
+        while True:
+            follower.new_rounds(self.log.info)
+            look = follower.look()
+            if look.progress == watch.Progress.ENDED:
+                follower.new_rounds(self.log.info)
+                return self._finish(context, run_id)
+            self._publish(context, run_id)
+            if look.progress == watch.Progress.LOST:
+                runs.next_segment(run_id, look.reason)
+                follower = runs.follower(run_id)
+            time.sleep(self.poll_s)
+
+    def _finish(self, context: Any, run_id: str) -> dict[str, Any]:
+        result = self._attached()[0].result(run_id)
+        self._publish(context, run_id, now=True)
+        self.log.info(
+            "run %s %s after %d rounds at %s %s: %s",
+            run_id, result["status"], result["rounds"], result["metric"], result["accuracy"], result["stopped_reason"],
+        )  # fmt: skip
+        if result["status"] in (Status.FAILED, Status.ABORTED):
+            raise errors.FederatedRunFailedError(f"run {run_id} {result['status']}: {result['stopped_reason']}")
+        if not result["reached"] and self.on_limit == "fail":
+            raise errors.TargetNotReachedError(
+                f"run {run_id} ended at {result['metric']} {result['accuracy']:.4f}, target {result['target']:g}: "
+                f"{result['stopped_reason']}; its best model is {result['keras_model']}"
+            )
+        return result
+
+    def _publish(self, context: Any, run_id: str, *, now: bool = False) -> None:
+        runs, _ = self._attached()
+        self._state = self._state or TaskStateJournal(context.get("task_state_store"))
+        summary = {name: value for name, value in runs.result(run_id).items() if name != "rounds_table"}
+        self._state.publish(runs.directory(run_id).records(), summary, now=now)
+
+    def _defer(self) -> NoReturn:
+        _, run_id = self._attached()
+        self.defer(
+            trigger=FederatedRunTrigger(run_id=run_id, conn_id=self.conn_id, poll_s=self.poll_s),
+            method_name="execute_complete",
+            kwargs={"run_id": run_id},
+        )
+
+    def _attached(self) -> tuple[client.RunClient, str]:
+        if self._runs is None or self._run_id is None:
+            raise RuntimeError("the operator is not attached to a run")
+        return self._runs, self._run_id
+
+    def _run(self, context: Any, runs: client.RunClient, run_id: str) -> RunSettings:
+        """The run's settings; a known run keeps its deadline."""
+        known = runs.directory(run_id).settings()
+        deadline_at = known.deadline_at if known else self._deadline_at(context)
+        return RunSettings(
+            run_id=run_id,
+            model=self.model,
+            client_data=self.client_data,
+            evaluation_data=self.evaluation_data,
+            data_args=self.data_args,
+            sites=None if self.sites is None else tuple(self.sites),
+            deadline_at=deadline_at,
+            output_dir=self.output_dir,
+            **self._settings,
+        )
+
+    def _deadline_at(self, context: Any) -> float | None:
+        if self.deadline is None:
+            return None
+        now = datetime.now(UTC)
+        at = deadlines.resolve(self.deadline, started_at=getattr(context["ti"], "start_date", None) or now)
+        deadlines.check_ahead(self.deadline, at, now=now)
+        return at.timestamp()
+
+    def _name(self, context: Any) -> str:
+        """The run's id: the same for every try of this task instance; clearing it moves its last try."""
+        ti = context["ti"]
+        parts = [ti.dag_id, ti.run_id, ti.task_id, getattr(ti, "map_index", -1), getattr(ti, "max_tries", 0)]
+        digest = hashlib.sha256("/".join(str(part) for part in parts).encode()).hexdigest()[:12]
+        readable = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{ti.dag_id[:40]}-{ti.task_id[:40]}").strip("-_")
+        return f"{readable or 'run'}.{digest}"
+
+    def _check(self) -> None:
+        """Refuse at parse time what cannot become right at run time."""
+        if self.on_limit not in ON_LIMIT:
+            raise errors.InvalidInputError("on_limit", self.on_limit, f"use one of {', '.join(ON_LIMIT)}")
+        if self.deadline is not None and not hasattr(self.deadline, "iter_references"):
+            deadlines.check(self.deadline)
+        functions = {name: getattr(self, name) for name in ("model", "client_data", "evaluation_data")}
+        known = {name: value for name, value in functions.items() if not _rendered_later(value)}
+        RunSettings(**{"run_id": "check", **dict.fromkeys(functions, "later:later"), **known, **self._settings})
+
+
+def _rendered_later(value: Any) -> bool:
+    return hasattr(value, "iter_references") or (isinstance(value, str) and "{{" in value)
+
+
+def _seconds(value: Any) -> Any:
+    return value.total_seconds() if isinstance(value, timedelta) else value

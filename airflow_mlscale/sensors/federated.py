@@ -1,0 +1,94 @@
+"""Waiting for the quality of a federated run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated.model import Quality
+from airflow_mlscale.hooks.federated import FederatedHook
+from airflow_mlscale.hooks.outcome import translated
+from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
+
+
+class FederatedAccuracySensor(BaseSensorOperator):
+    """Waits until a run's metric on its held-out data is good enough, in this DAG or any other.
+
+    Fails at once, instead of waiting for its timeout, when the run has ended without it.
+
+    Args:
+        run_id: the run: the XCom ``run_id`` of a `FederatedTrainingOperator`. (templated)
+        at_least: what the metric must reach (at most this, for errors and losses).
+        metric: the metric of the run's target.
+        in_a_row: evaluations in a row that must reach it.
+        conn_id: connection of type ``mlscale_federated``. (templated)
+        deferrable: wait in the triggerer instead of a worker's slot.
+        poke_interval: seconds between two looks.
+
+    Returns:
+        ``run_id``, ``metric``, ``value`` and the ``round`` in which it was reached.
+
+    Raises:
+        InvalidInputError: the run is measured by another metric, or an argument is wrong.
+        FederatedRunFailedError: the run failed or was aborted.
+        TargetNotReachedError: the run ended below the condition.
+    """
+
+    template_fields: Sequence[str] = ("run_id", "conn_id")
+
+    def __init__(
+        self,
+        *,
+        run_id: str,
+        at_least: float,
+        metric: str = "accuracy",
+        in_a_row: int = 1,
+        conn_id: str = FederatedHook.default_conn_name,
+        deferrable: bool = False,
+        poke_interval: float = 2.0,
+        timeout: float = 24 * 3600.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
+        self.run_id = run_id
+        self.condition = Quality(metric, at_least, in_a_row=in_a_row)
+        self.conn_id = conn_id
+        self.deferrable = deferrable
+
+    def execute(self, context: Any) -> Any:
+        """Look once; then wait here or in the triggerer."""
+        if not self.deferrable:
+            return super().execute(context)
+        done = self.poke(context)
+        if done.is_done:
+            return done.xcom_value
+        return self.defer(
+            trigger=FederatedAccuracyTrigger(
+                run_id=self.run_id,
+                condition=self.condition.to_json(),
+                conn_id=self.conn_id,
+                poll_s=float(self.poke_interval),
+            ),
+            method_name="execute_complete",
+            timeout=self.timeout,
+        )
+
+    def poke(self, context: Any) -> PokeReturnValue:
+        """Whether the condition has been met."""
+        with translated():
+            if not self.run_id:
+                raise errors.InvalidInputError("run_id", self.run_id, "give the run_id of a federated training task")
+            found = FederatedHook(self.conn_id).runs.met(self.run_id, self.condition)
+        if found is None:
+            self.log.info("run %s: waiting for %s", self.run_id, self.condition)
+        return PokeReturnValue(is_done=found is not None, xcom_value=found)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
+        """Return what the trigger found, or fail with its reason."""
+        if event["status"] == "met":
+            return dict(event["found"])
+        with translated():
+            raise getattr(errors, event["error"], errors.FederatedRunFailedError)(event["reason"])
