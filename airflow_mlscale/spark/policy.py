@@ -17,6 +17,7 @@ from airflow_mlscale.spark.settings import DeadlineSettings
 IN_FLIGHT = 0.9
 """Part of a running task that may at most be taken for done before Spark reports its end."""
 BETA_RANGE = (0.3, 5.0)
+_FIRST_SIGN_CORE_S = 0.01
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,13 @@ class RemainingWork:
 
     def _calibrated(self, plan: Plan, seen: Observation, state: State) -> State:
         """β is measured when tasks finish: in between, use grows and finished work does not."""
-        finished, in_flight, prior = _accounted(plan, seen.progress)
+        finished, _, prior = _accounted(plan, seen.progress)
         if finished == state.finished_core_s or seen.used_core_s <= 0:
             return state
-        trust = self.settings.trust_core_s
-        done = finished + 0.5 * in_flight
-        beta = (seen.used_core_s + trust * prior) / (done + trust)
         fraction = finished / plan.core_s if plan.core_s > 0 else 1.0
+        trust = self.settings.trust_core_s * (1 - fraction)  # the profile is believed less as evidence grows
+        # Tasks that begin when others end have done nothing yet; those midway make β a little too high: safe.
+        beta = (seen.used_core_s + trust * prior) / max(1e-9, finished + trust)
         # An overestimated profile saves nothing late in the job, but trusting it can miss the deadline.
         low = BETA_RANGE[0] + (1 - BETA_RANGE[0]) * fraction
         return replace(state, beta=min(BETA_RANGE[1], max(low, beta)), finished_core_s=finished)
@@ -145,15 +146,22 @@ class RemainingWork:
     def _reserve(self, seen: Observation, state: State, base: Decision, high: float) -> Decision:
         low = self.settings.low
         if seen.progress is None or not seen.progress.stages:
-            return replace(base, guaranteed_cores=high, ceiling_cores=high, reason="executors are starting: full share")
+            # A JVM that starts under a small quota takes long to warm up, and sizes its collector for it.
+            cores = low if self._empty(seen) else min(high, max(low, base.needed_cores))
+            reason = f"executors are starting, without a ceiling below {high:g} cores"
+            return replace(base, guaranteed_cores=cores, ceiling_cores=high, reason=reason)
         if self._parked(seen):
-            return replace(base, guaranteed_cores=low, ceiling_cores=low, reason="no stage is running: share parked")
+            ceiling = state.last.ceiling_cores if state.last else high
+            reason = "no stage is running: guarantee parked"
+            return replace(base, guaranteed_cores=low, ceiling_cores=max(low, ceiling or high), reason=reason)
         usable = min(high, max(low, seen.progress.runnable_tasks or high))
         cores = min(usable, max(low, base.needed_cores / _delivered(state)))
         return replace(base, guaranteed_cores=cores, ceiling_cores=cores)
 
     def _work_conserving(self, seen: Observation, state: State, base: Decision, high: float) -> tuple[Decision, State]:
         least = self.settings.min_cores or 0.0
+        if self._empty(seen):
+            return replace(base, guaranteed_cores=least, reason="no executor is there yet"), state
         if self._parked(seen):
             return replace(base, guaranteed_cores=least, reason="no stage is running: guarantee parked"), state
         needed = min(high, max(least, base.needed_cores))
@@ -169,6 +177,10 @@ class RemainingWork:
             return replace(base, guaranteed_cores=needed, reason=f"{base.reason}; guaranteed for a while"), state
         reason = f"idle cycles suffice: {rate:.2f} cores for free, {base.needed_cores:.2f} needed"
         return replace(base, guaranteed_cores=least, reason=reason), state
+
+    def _empty(self, seen: Observation) -> bool:
+        """Whether there is no executor yet that a guarantee could serve."""
+        return seen.used_core_s < _FIRST_SIGN_CORE_S and (seen.progress is None or not seen.progress.stages)
 
     def _parked(self, seen: Observation) -> bool:
         """Whether the driver has kept the executors waiting for a while."""

@@ -5,15 +5,16 @@ Pure; reading and writing files is `adapters.profile_store`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from itertools import pairwise
 from typing import Any
 
 from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, keyed
 
 VERSION = 1
 PLANS_KEPT = 8
+_SAME_COURSE = 0.9
+_NEGLIGIBLE_CORE_S = 0.01
 _SCALE_BYTES = 1 << 20
 """Below this much input a ratio of sizes says nothing about the work."""
 
@@ -55,9 +56,9 @@ def book(ledger: Ledger, core_s: float, before: Progress | None, now: Progress |
 
 def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_at: float) -> Plan:
     """The plan of a run that succeeded."""
-    stages = keyed(progress.stages)
-    order = sorted(stages.values(), key=lambda stage: stage.submitted_at or submitted_at)
-    gaps, last_end = _gaps(order, submitted_at=submitted_at)
+    # One that was never submitted in the last reading was about to be skipped.
+    stages = {key: stage for key, stage in keyed(progress.stages).items() if stage.submitted_at is not None}
+    gaps, lead_s, tail_s = _gaps(list(stages.values()), submitted_at=submitted_at, ended_at=ended_at)
     metered = sum(ledger.by_stage.values()) > 0
     profiles = tuple(
         StageProfile(
@@ -69,41 +70,44 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
         )
         for key, stage in stages.items()
     )
-    first = min((stage.submitted_at or submitted_at for stage in order), default=ended_at)
-    return Plan(
-        stages=profiles,
-        startup_core_s=ledger.startup_core_s,
-        lead_s=max(0.0, first - submitted_at),
-        tail_s=max(0.0, ended_at - last_end) if order else 0.0,
-    )
+    return Plan(stages=profiles, startup_core_s=ledger.startup_core_s, lead_s=lead_s, tail_s=tail_s)
 
 
-def _gaps(order: list[Stage], *, submitted_at: float) -> tuple[dict[int, float], float]:
-    """Seconds without any stage before each one, and the end of the last."""
+def _gaps(stages: list[Stage], *, submitted_at: float, ended_at: float) -> tuple[dict[int, float], float, float]:
+    """Seconds without any stage: before each one after the first, before the first, after the last."""
     gaps: dict[int, float] = {}
-    last_end = _end(order[0], submitted_at) if order else submitted_at
-    for before, stage in pairwise(order):
-        last_end = max(last_end, _end(before, submitted_at))
-        gaps[stage.stage_id] = max(0.0, (stage.submitted_at or last_end) - last_end)
-    return gaps, max(last_end, _end(order[-1], submitted_at)) if order else last_end
-
-
-def _end(stage: Stage, otherwise: float) -> float:
-    # A stage still running in the last reading ended with the application: no gap, no tail.
-    return stage.completed_at or (float("inf") if stage.running else stage.submitted_at or otherwise)
+    busy_until = submitted_at
+    for stage in sorted(stages, key=lambda stage: stage.submitted_at or submitted_at):
+        begun = stage.submitted_at or busy_until
+        gaps[stage.stage_id] = max(0.0, begun - busy_until)
+        # One still running in the last reading ended with the application.
+        busy_until = max(busy_until, stage.completed_at or ended_at)
+    first = next(iter(gaps), None)
+    lead_s = gaps.pop(first) if first is not None else max(0.0, ended_at - submitted_at)
+    return gaps, lead_s, max(0.0, ended_at - busy_until) if gaps or first is not None else 0.0
 
 
 def learn(profile: Profile | None, key: str, plan: Plan, *, rate: float) -> Profile:
     """The profile after one more run: its course is merged with the same course of before, and comes first."""
     plans = profile.plans if profile else ()
-    same = next((known for known in plans if _course(known) == _course(plan)), None)
+    same = next((known for known in plans if _same_course(known, plan)), None)
     merged = _merge(same, plan, rate) if same else plan
     others = tuple(known for known in plans if known is not same)
     return Profile(key=key, plans=(merged, *others)[:PLANS_KEPT])
 
 
-def _course(plan: Plan) -> tuple[str, ...]:
-    return tuple(stage.key for stage in plan.stages)
+def _same_course(one: Plan, other: Plan) -> bool:
+    """Whether nearly all work of both lies in stages that both have.
+
+    Exact equality would part runs of the same course: the last reading before the driver goes may lack
+    its last, short stages.
+    """
+    common = {stage.key for stage in one.stages} & {stage.key for stage in other.stages}
+    return all(
+        sum(stage.core_s for stage in plan.stages if stage.key in common)
+        >= _SAME_COURSE * (plan.core_s - plan.startup_core_s)
+        for plan in (one, other)
+    )
 
 
 def size_ratio(live_bytes: int, profiled_bytes: int) -> float:
@@ -119,10 +123,14 @@ def _merge(old: Plan, new: Plan, rate: float) -> Plan:
     def mix(before: float, now: float) -> float:
         return (1 - rate) * before + rate * now
 
-    stages = tuple(
-        replace(now, core_s=mix(was.core_s * scale, now.core_s), gap_s=mix(was.gap_s, now.gap_s))
-        for was, now in zip(old.stages, new.stages, strict=True)
-    )
+    now_by_key = {stage.key: stage for stage in new.stages}
+    was_by_key = {stage.key: stage for stage in old.stages}
+    mixed = [_mix_stage(was_by_key.get(stage.key), stage, scale, mix) for stage in new.stages]
+    # A stage that did not come this time fades; it keeps its place in the order.
+    for place, was in enumerate(old.stages):
+        if was.key not in now_by_key and (faded := mix(was.core_s, 0.0)) >= _NEGLIGIBLE_CORE_S:
+            mixed.insert(min(place, len(mixed)), replace(was, core_s=faded, gap_s=mix(was.gap_s, 0.0)))
+    stages = tuple(mixed)
     return Plan(
         stages=stages,
         startup_core_s=mix(old.startup_core_s, new.startup_core_s),
@@ -130,6 +138,14 @@ def _merge(old: Plan, new: Plan, rate: float) -> Plan:
         tail_s=mix(old.tail_s, new.tail_s),
         runs=old.runs + 1,
     )
+
+
+def _mix_stage(
+    was: StageProfile | None, now: StageProfile, scale: float, mix: Callable[[float, float], float]
+) -> StageProfile:
+    if was is None:
+        return now
+    return replace(now, core_s=mix(was.core_s * scale, now.core_s), gap_s=mix(was.gap_s, now.gap_s))
 
 
 def to_json(profile: Profile) -> dict[str, Any]:

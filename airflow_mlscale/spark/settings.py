@@ -40,7 +40,7 @@ class DeadlineSettings:
     deadband: float = 0.05
     """Relative change of the share that is not worth an action."""
     trust_core_s: float = 5.0
-    """Core-seconds of work after which live cost and profile weigh the same in β."""
+    """Weight of the profile in β at the start, as so many core-seconds of evidence; fades as work is done."""
     rate_window_s: float = 5.0
     """Time constant of the measured rate of use."""
     park_after_s: float = 3.0
