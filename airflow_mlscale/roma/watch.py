@@ -1,0 +1,147 @@
+"""What somebody outside the daemon concludes from a model's status: is it deployed, is its objective met?
+
+Pure; `operators`, `sensors` and `triggers` share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from airflow_mlscale import errors
+from airflow_mlscale.roma import model
+
+Status = Mapping[str, Any]
+"""As ``GET /v2/mlscale/models/{model}`` gives it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """One look at a model."""
+
+    done: bool
+    told: str
+    """For a person."""
+    summary: Mapping[str, Any]
+
+
+def pending_version(status: Status) -> str:
+    """The version that an answered deployment is about."""
+    candidate = status["candidate"]
+    return str(candidate["version"] if candidate else status["version"])
+
+
+def deployed(status: Status, version: str) -> Look:
+    """Whether a version serves.
+
+    Raises:
+        RunFailedError: it failed to load, or another deployment took its place.
+    """
+    name, serves = status["name"], status["version"]
+    failure = status["failure"]
+    if failure and failure["version"] == version:
+        kept = f"; version {serves} goes on serving" if status["state"] != model.State.FAILED else ""
+        raise errors.RunFailedError(f"version {version} of model {name!r} failed: {failure['reason']}{kept}")
+    candidate = status["candidate"]
+    if candidate and candidate["version"] == version:
+        return Look(done=False, told=f"version {version} of {name} is {candidate['state']}", summary=summary(status))
+    if serves != version:
+        raise errors.RunFailedError(
+            f"version {version} of model {name!r} was replaced by version {serves} before it was ready"
+        )
+    if status["state"] != model.State.READY:
+        return Look(done=False, told=f"{name} is {status['state']}: {status['reason']}", summary=summary(status))
+    load_s = status.get("worker", {}).get("load_s", 0.0)
+    return Look(
+        done=True,
+        told=f"version {version} of {name} is ready and warm (loaded in {load_s:.1f} s)",
+        summary={**summary(status), "load_s": load_s},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveCondition:
+    """When an objective counts as met: a percentile over enough requests, within it for long enough."""
+
+    min_requests: int = 100
+    """Requests in the window below which there is no verdict."""
+    window_s: float = 60.0
+    """Over which the daemon measures the percentile."""
+    held_for_s: float = 0.0
+    """How long it must hold without a break."""
+    version: str | None = None
+    """Only this version counts; None for whichever serves."""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.min_requests, int) or self.min_requests < 1:
+            raise errors.InvalidInputError("min_requests", self.min_requests, "give a whole number of at least 1")
+        if not 1 <= self.window_s <= 1800:
+            raise errors.InvalidInputError("window_s", self.window_s, "give between 1 and 1800 seconds")
+        if not 0 <= self.held_for_s < float("inf"):
+            raise errors.InvalidInputError("held_for", self.held_for_s, "give a time of at least 0 seconds")
+
+
+def objective(
+    status: Status, condition: ObjectiveCondition, *, held_since: float | None, now: float
+) -> tuple[Look, float | None]:
+    """Whether the objective is met, and since when it holds.
+
+    Args:
+        status: measured over the condition's window.
+        condition: what counts as met.
+        held_since: what the look before returned, on the clock of ``now``.
+        now: seconds on any clock.
+
+    Raises:
+        RunFailedError: the model failed or was unloaded, so waiting cannot help.
+    """
+    state = status["state"]
+    if state in (model.State.FAILED, model.State.UNLOADED):
+        raise errors.RunFailedError(f"model {status['name']!r} is {state}: {status['reason']}; deploy it again")
+    measured = summary(status)
+    shortfall = _shortfall(status, condition)
+    if shortfall:
+        return Look(done=False, told=shortfall, summary={**measured, "met": False}), None
+    since = now if held_since is None else held_since
+    percentile = f"p{status['objective']['percentile']:g}"
+    told = (
+        f"{percentile} {status['percentile_ms']:.1f} ms is within {status['objective']['milliseconds']:g} ms"
+        f" over {status['requests']} requests, for {now - since:.0f} of {condition.held_for_s:g} s"
+    )
+    done = now - since >= condition.held_for_s
+    return Look(done=done, told=told, summary={**measured, "met": done}), since
+
+
+def summary(status: Status) -> dict[str, Any]:
+    """What goes to XCom; the percentile's key carries its rank, such as ``p95_ms``."""
+    target = status["objective"]
+    return {
+        "model": status["name"],
+        "version": status["version"],
+        "state": status["state"],
+        "objective_ms": target["milliseconds"],
+        "percentile": target["percentile"],
+        f"p{target['percentile']:g}_ms": status["percentile_ms"],
+        "requests": status["requests"],
+        "errors": status["errors"],
+        "verdict": status["verdict"],
+        "cores": status.get("cores", {}).get("guaranteed"),
+    }
+
+
+def _shortfall(status: Status, condition: ObjectiveCondition) -> str:
+    """Why the condition does not hold now; empty if it does."""
+    name, target = status["name"], status["objective"]
+    if condition.version is not None and status["version"] != condition.version:
+        return f"{name} serves version {status['version']}, not {condition.version} yet"
+    if status["state"] != model.State.READY:
+        return f"{name} is {status['state']}"
+    if status["requests"] < condition.min_requests:
+        return f"{status['requests']} of {condition.min_requests} requests in the last {condition.window_s:g} s"
+    if status["percentile_ms"] > target["milliseconds"]:
+        return (
+            f"p{target['percentile']:g} {status['percentile_ms']:.1f} ms is above {target['milliseconds']:g} ms"
+            f" over {status['requests']} requests ({status['errors']} errors)"
+        )
+    return ""

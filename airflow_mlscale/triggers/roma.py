@@ -1,0 +1,129 @@
+"""Waiting for ROMA without a worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_mlscale import errors
+from airflow_mlscale.hooks.roma import RomaHook
+from airflow_mlscale.roma import watch
+
+PATIENCE_S = 60.0
+"""How long the daemon may be away, for example for a restart, before waiting for it is given up."""
+
+LONG_POLL_S = 20.0
+"""The daemon answers when something has settled, or after this time."""
+
+
+class RomaDeployTrigger(BaseTrigger):
+    """Fires when a version is ready and warm, or has failed: ``{"status": "done" | "failed", …}``.
+
+    Args:
+        conn_id: connection of the daemon.
+        model_name: the model.
+        version: the version to wait for.
+    """
+
+    def __init__(self, *, conn_id: str, model_name: str, version: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.conn_id = conn_id
+        self.model_name = model_name
+        self.version = version
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return _path(self), {"conn_id": self.conn_id, "model_name": self.model_name, "version": self.version}
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        try:
+            while True:
+                status = await _status(self.conn_id, self.model_name, settled_within_s=LONG_POLL_S)
+                look = watch.deployed(status, self.version)
+                self.log.info(look.told)
+                if look.done:
+                    yield TriggerEvent({"status": "done", "told": look.told, "summary": dict(look.summary)})  # type: ignore[no-untyped-call]
+                    return
+                if status["settled"]:  # restarting: there is nothing to settle, so the daemon answers at once
+                    await asyncio.sleep(1)
+        except errors.MlscaleError as exc:
+            yield _failed(exc)
+
+
+class RomaObjectiveTrigger(BaseTrigger):
+    """Fires when a model's objective is met, or cannot be: ``{"status": "done" | "failed", …}``.
+
+    Args:
+        conn_id: connection of the daemon.
+        model_name: the model.
+        condition: a `watch.ObjectiveCondition` as JSON.
+        poll_s: seconds between two looks.
+    """
+
+    def __init__(self, *, conn_id: str, model_name: str, condition: dict[str, Any], poll_s: float = 2.0) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.conn_id = conn_id
+        self.model_name = model_name
+        self.condition = condition
+        self.poll_s = poll_s
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return _path(self), {
+            "conn_id": self.conn_id,
+            "model_name": self.model_name,
+            "condition": self.condition,
+            "poll_s": self.poll_s,
+        }
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        condition = watch.ObjectiveCondition(**self.condition)
+        held_since: float | None = None
+        told = ""
+        try:
+            while True:
+                status = await _status(self.conn_id, self.model_name, window_s=condition.window_s)
+                look, held_since = watch.objective(status, condition, held_since=held_since, now=time.monotonic())
+                if look.told != told:
+                    told = look.told
+                    self.log.info(told)
+                if look.done:
+                    yield TriggerEvent({"status": "done", "told": look.told, "summary": dict(look.summary)})  # type: ignore[no-untyped-call]
+                    return
+                await asyncio.sleep(self.poll_s)
+        except errors.MlscaleError as exc:
+            yield _failed(exc)
+
+
+def condition_as_json(condition: watch.ObjectiveCondition) -> dict[str, Any]:
+    """For `RomaObjectiveTrigger`."""
+    return asdict(condition)
+
+
+async def _status(conn_id: str, name: str, **query: float) -> dict[str, Any]:
+    """The status; a daemon that is away for less than `PATIENCE_S` is waited for."""
+    hook = RomaHook(conn_id, connection=await RomaHook.aget_connection(conn_id))
+    give_up_at = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            async with hook.async_client() as roma:
+                return await roma.status(name, **query)
+        except errors.TransientError as exc:
+            if time.monotonic() + exc.retry_after_s > give_up_at:
+                raise
+            await asyncio.sleep(min(2.0, exc.retry_after_s))
+
+
+def _failed(exc: errors.MlscaleError) -> TriggerEvent:
+    return TriggerEvent({"status": "failed", "told": str(exc), "retryable": _retryable(exc)})  # type: ignore[no-untyped-call]
+
+
+def _retryable(exc: errors.MlscaleError) -> bool:
+    return exc.retryable or isinstance(exc, errors.RunFailedError)
+
+
+def _path(trigger: BaseTrigger) -> str:
+    return f"{type(trigger).__module__}.{type(trigger).__name__}"
