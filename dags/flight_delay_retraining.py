@@ -120,9 +120,9 @@ def flight_delay_retraining():
 
         from airflow_mlscale.hooks.roma import RomaHook
 
-        hook = RomaHook("mlscale_roma")
+        hook = RomaHook()
         return replay.replay(
-            hook.base_url,
+            hook.address,
             "flight_delay",
             features_dir,
             seconds=params["replay_s"],

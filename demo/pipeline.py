@@ -98,9 +98,31 @@ def _row(api: AirflowApi, run_id: str, task: dict[str, Any]) -> tuple[str, str, 
     news = ""
     if state in ("running", "deferred", "success"):
         summary = api.summary(DAG, run_id, task["task_id"])
-        news = str(summary.get("headline", ""))
+        news = _news(summary)
     took = f"{task['duration']:.0f} s" if task.get("duration") else ""
     return task["task_id"], state, took, news
+
+
+def _news(summary: dict[str, Any]) -> str:
+    """One line out of what a task published about itself."""
+    if summary.get("engine") == "spark" and summary["series"]:
+        now = summary["series"][-1]
+        ceiling = "no ceiling" if now["ceiling_cores"] is None else f"ceiling {now['ceiling_cores']:.2f}"
+        done = "" if now["progress"] is None else f"{100 * now['progress']:.0f} % done, "
+        return (
+            f"{done}{now['t_s']:.0f} of {summary['deadline_s']:.0f} s, "
+            f"{now['guaranteed_cores']:.2f} cores guaranteed, {ceiling}, {summary['profile']} profile"
+        )
+    if "target" in summary and summary.get("accuracy") is not None:
+        return (
+            f"round {summary['rounds']}: best {summary['metric']} {summary['accuracy']:.4f}, "
+            f"target {summary['target']:g} {summary['stopped_reason'] or ''}"
+        )
+    if "objective_ms" in summary:
+        p95_ms = summary.get("p95_ms")
+        measured = "" if p95_ms is None else f", p95 {p95_ms:.1f} ms over {summary['requests']} requests"
+        return f"version {summary['version']} {summary['state']}, objective {summary['objective_ms']:g} ms{measured}"
+    return ""
 
 
 def _table(rows: list[tuple[str, str, str, str]]) -> Table:

@@ -33,7 +33,6 @@ def collect(api: AirflowApi, dag_id: str, run_id: str, *, took_s: float) -> dict
                 "reached",
                 "accuracy",
                 "rounds",
-                "max_rounds",
                 "stopped_early",
                 "stopped_reason",
                 "rounds_table",
@@ -81,8 +80,7 @@ def promises(outcome: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             federated["reached"] is True,
             f"federated {federated['metric']}: {_text(federated['accuracy'], 4)},"
             f" target {_text(federated['target'], 4)},"
-            f" {federated['rounds']} of at most {federated['max_rounds']} rounds"
-            + (", stopped early" if federated["stopped_early"] else ""),
+            f" after {federated['rounds']} rounds" + (", stopped early" if federated["stopped_early"] else ""),
         ),
         "objective": (
             serving["met"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -60,12 +61,18 @@ def up(settings: StackSettings, *, told: Callable[[str], None]) -> None:
 
 def connections() -> dict[str, str]:
     """Airflow connections of the services that are running, as ``AIRFLOW_CONN_…`` variables."""
-    return {
-        f"AIRFLOW_CONN_{name.upper()}": uri
-        for found in processes.services()
-        for name, uri in found.details.items()
-        if name.startswith("mlscale_")
-    }
+    found = {service.name: service.details for service in processes.services()}
+    values = {}
+    if spark := found.get("spark-master"):
+        host, _, port = spark["master"].rpartition(":")
+        values["SPARK"] = json.dumps({"conn_type": "mlscale_spark", "host": host, "port": int(port)})
+    if federated := found.get("federated-server"):
+        values["FEDERATED"] = federated["connection"]
+    if roma := found.get("roma"):
+        scheme, _, address = roma["address"].partition("://")
+        host, _, port = address.rpartition(":")
+        values["ROMA"] = json.dumps({"conn_type": "mlscale_roma", "schema": scheme, "host": host, "port": int(port)})
+    return {f"AIRFLOW_CONN_MLSCALE_{name}": value for name, value in values.items()}
 
 
 def down() -> None:
@@ -92,9 +99,7 @@ def _start_agent() -> None:
     started = processes.detach(
         "agent", [sys.executable, "-m", "airflow_mlscale.cli", "agent"], details={}, log_path=log_path
     )
-    processes.wait_until(
-        _agent_answers, what="the host agent", timeout_s=60, alive=started.alive, log_path=log_path
-    )
+    processes.wait_until(_agent_answers, what="the host agent", timeout_s=60, alive=started.alive, log_path=log_path)
 
 
 def _agent_answers() -> bool:

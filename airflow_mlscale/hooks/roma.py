@@ -49,6 +49,12 @@ class RomaHook(BaseHook):
             raise errors.InvalidInputError("schema", scheme, f"use http or https in the connection {self.conn_id!r}")
         return f"{scheme}://{host}:{connection.port or DEFAULT_PORT}"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """Headers that another HTTP client needs: the bearer token, if there is one."""
+        token = self._found().password
+        return {"Authorization": f"Bearer {token}"} if token else {}
+
     @contextmanager
     def connected(self) -> Iterator[client.RomaClient]:
         """A blocking client; errors are those of `airflow_mlscale.errors`."""

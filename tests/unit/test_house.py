@@ -1,0 +1,95 @@
+"""The house: what may be imported where, and what Airflow finds of this provider."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def loaded_by(module: str) -> set[str]:
+    code = f"import json, sys, {module}; print(json.dumps(sorted(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in json.loads(done.stdout)}
+
+
+@pytest.mark.parametrize("engine", ["spark", "federated", "roma"])
+def test_the_engines_load_neither_airflow_nor_their_heavy_library(engine: str) -> None:
+    loaded = loaded_by(f"airflow_mlscale.{engine}.main")
+    assert not loaded & {"airflow", "tensorflow", "keras", "pyspark", "nvflare", "pandas", "kubernetes"}
+
+
+def test_parsing_the_dag_loads_no_engine() -> None:
+    code = (
+        "import json, sys, runpy; "
+        f"runpy.run_path({str(ROOT / 'dags' / 'flight_delay_retraining.py')!r}); print(json.dumps(sorted(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.split(".")[0] for name in json.loads(done.stdout.splitlines()[-1])}
+    assert "airflow" in loaded
+    assert not loaded & {"tensorflow", "keras", "nvflare", "kubernetes"}
+
+
+def test_provider_info_names_only_what_exists() -> None:
+    from importlib import import_module
+
+    from airflow_mlscale import __version__, provider_info
+
+    info = provider_info.get_provider_info()
+    assert info["versions"] == [__version__]
+    for kind in ("operators", "sensors", "hooks", "triggers"):
+        for entry in info[kind]:
+            for module in entry["python-modules"]:
+                import_module(module)
+    for connection in info["connection-types"]:
+        module, name = connection["hook-class-name"].rsplit(".", 1)
+        hook = getattr(import_module(module), name)
+        assert hook.conn_type == connection["connection-type"]
+        assert callable(hook.test_connection)
+    for link in info["extra-links"]:
+        module, name = link.rsplit(".", 1)
+        assert getattr(import_module(module), name)
+
+
+def test_provider_info_fits_airflows_schema() -> None:
+    import jsonschema
+    from airflow._shared.providers_discovery import providers_discovery
+
+    from airflow_mlscale import provider_info
+
+    schema = json.loads((Path(providers_discovery.__file__).parents[2] / "provider_info.schema.json").read_text())
+    jsonschema.validate(provider_info.get_provider_info(), schema)
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [(["providers", "get", "airflow-provider-mlscale"], "airflow-provider-mlscale"), (["plugins"], "mlscale")],
+)
+def test_airflow_finds_the_provider_and_its_plugin(command: list[str], expected: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "airflow", *command], capture_output=True, text=True, check=True)
+    assert expected in done.stdout
+
+
+def test_pyspark_client_does_not_shadow_the_full_pyspark() -> None:
+    from importlib.metadata import distributions
+    from importlib.util import find_spec
+
+    spec = find_spec("pyspark")
+    assert spec is not None
+    assert "pyspark-client" not in {dist.name for dist in distributions()}
+    assert list((Path(str(spec.origin)).parent / "jars").glob("spark-core_*.jar"))
+
+
+def test_the_dag_of_the_readme_is_a_dag_of_three_tasks() -> None:
+    readme = (ROOT / "README.md").read_text()
+    code = readme.split("```python\n", 1)[1].split("```", 1)[0]
+    check = "; from airflow.sdk import DAG; built = retrain(); print(sorted(built.task_ids))"
+    done = subprocess.run(
+        [sys.executable, "-c", code + check.replace("; ", "\n")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "['deploy', 'features', 'train']"
