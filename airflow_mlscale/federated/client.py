@@ -194,11 +194,12 @@ class Follower:
         """One look; blocks for up to a few seconds while the segment has not begun."""
         directory = self.client.directory(self.run_id)
         now_s = time.monotonic()
+        job_over = self._job_over(now_s)  # first: a run that ends while the engine answers must not look lost
         found, self.seen = watch.look(
             self.seen,
             state=directory.state(),
             beat=_beat(directory.heartbeat()),
-            job_over=self._job_over(now_s),
+            job_over=job_over,
             now_s=now_s,
         )
         return found
@@ -215,7 +216,8 @@ class Follower:
         return state
 
     def _job_over(self, now_s: float) -> bool:
-        if self.seen.beat is not None or self.job_id is None or now_s - self._status_asked_s < STATUS_EVERY_S:
+        asked_lately = now_s - self._status_asked_s < STATUS_EVERY_S
+        if self.job_id is None or asked_lately or not watch.in_doubt(self.seen, now_s=now_s):
             return False
         self._status_asked_s = now_s
         try:

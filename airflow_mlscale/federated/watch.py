@@ -13,6 +13,8 @@ from airflow_mlscale.federated import model
 
 SILENCE_S = 20.0
 """A segment whose heartbeat has not changed for this long is lost."""
+DOUBT_S = 5.0
+"""After this long without a new heartbeat the engine's word that the job has ended is enough."""
 START_S = 180.0
 """A segment without a first heartbeat after this long is lost."""
 
@@ -46,6 +48,11 @@ class Look:
     reason: str = ""
 
 
+def in_doubt(watch: Watch, *, now_s: float) -> bool:
+    """Whether the engine's word about the job is wanted."""
+    return watch.beat is None or now_s - watch.beat_seen_s > DOUBT_S
+
+
 def look(
     watch: Watch,
     *,
@@ -75,6 +82,8 @@ def look(
             return Look(progress=Progress.LOST, reason="its job ended before it began"), watch
         if now_s - watch.began_s > START_S:
             return Look(progress=Progress.LOST, reason=f"its job did not begin within {START_S:.0f} s"), watch
+    elif job_over and in_doubt(watch, now_s=now_s):
+        return Look(progress=Progress.LOST, reason="its job ended before the run did"), watch
     elif now_s - watch.beat_seen_s > SILENCE_S:
         return Look(progress=Progress.LOST, reason=f"no sign of life for {SILENCE_S:.0f} s"), watch
     return Look(progress=Progress.LIVES), watch
