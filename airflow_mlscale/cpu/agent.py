@@ -75,7 +75,7 @@ class Agent:
         for info in self.backend.groups():
             self.backend.open(info.name)
             if info.members:
-                self._shares[info.name] = ports.UNMANAGED
+                self._shares[info.name] = self.backend.apply(info.name, ports.UNMANAGED)
                 log.info("took over CPU group %s with %d processes, unmanaged", info.name, len(info.members))
             else:
                 self.backend.close(info.name)

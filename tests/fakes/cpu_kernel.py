@@ -96,8 +96,12 @@ class FakeKernel(kernel_files.KernelFiles):
     def _write_cgroup_subtree_control(self, path: Path, value: str) -> None:
         if path.parent != self.mount and self._members(path.parent):
             raise OSError(errno.EBUSY, "processes are in it", str(path))
+        if "cpu" in path.read_text():
+            return
         for child in path.parent.glob("*/"):
-            (child / "cgroup.controllers").write_text("cpu")
+            for name, content in self.new_group.items():
+                if name.startswith("cpu.") or name == "cgroup.controllers":
+                    (child / name).write_text(content)
         path.write_text(value.removeprefix("+"))
 
     def _write_cgroup_procs(self, path: Path, value: str) -> None:
