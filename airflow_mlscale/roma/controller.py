@@ -43,7 +43,7 @@ class ServingPlant:
         self._cost: dict[str, smoothing.Ewma] = {}
 
     async def observe(self) -> Seen:
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         serving = [(one.name, one.active) for one in self._models if one.active]
         self._forget_all_but({replica.group for _, replica in serving}, {name for name, _ in serving})
         return tuple([await self._observe(name, replica, now) for name, replica in serving])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import deque
 from dataclasses import dataclass
 from math import ceil, inf
@@ -30,7 +31,7 @@ class RefusedError(errors.TransientError):
 
 @dataclass(slots=True, eq=False)
 class Request:
-    """One accepted request; times are the event loop's."""
+    """One accepted request; times are of the monotonic clock (uvloop's own only counts milliseconds)."""
 
     call: model.Call
     answer: asyncio.Future[model.Answer]
@@ -94,6 +95,7 @@ class Replica:
         self._left: deque[Request] = deque()
         """What a dead worker left: each runs alone, since one of them may have killed it."""
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = inf
         self._drained = asyncio.Event()
 
     @property
@@ -114,7 +116,7 @@ class Replica:
         Raises:
             RefusedError: the line is full (429), or no worker will be back in time (503).
         """
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         self.meter.arrive(now)
         budget_s = deadline_s or self._config.queue.give_up_factor * self.spec.objective.seconds
         self._refuse_if_full(now, budget_s, len(call.body))
@@ -152,11 +154,11 @@ class Replica:
         """The client went away: what has not begun is not computed."""
         if not request.gone:
             request.answer.cancel()
-            self.meter.record(asyncio.get_running_loop().time(), Outcome.CANCELLED, 0.0)
+            self.meter.record(time.monotonic(), Outcome.CANCELLED, 0.0)
 
     def pump(self) -> None:
         """Give up what is hopeless and fill the free places at the worker."""
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         for request in self.queue.sort_out(now, self.times.of(1)):
             self._shed(request, now)
         while self._worker and self.waiting and len(self._executing) < self.threads:
@@ -185,7 +187,7 @@ class Replica:
         self._worker = None
         if self._timer:
             self._timer.cancel()
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         left = [*self._left, *self.queue.take(len(self.queue)), *(r for b in self._executing.values() for r in b)]
         for request in left:
             self._shed(request, now, "it is being shut down")
@@ -208,7 +210,7 @@ class Replica:
 
     def _executed(self, future: asyncio.Future[ports.Served]) -> None:
         batch = self._executing.pop(future)
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         if future.cancelled() or future.exception():
             self._recover(batch, now)
         else:
@@ -273,18 +275,19 @@ class Replica:
     def _set_timer(self) -> None:
         """Wake up for the next deadline in the line, in case nothing else happens before it."""
         due = min(self.queue.next_check() - self.times.of(1), self._left[0].give_up if self._left else inf)
-        if self._timer and self._timer.when() <= due and not self._timer.cancelled():
+        if self._timer and self._timer_due <= due:
             return
         if self._timer:
             self._timer.cancel()
             self._timer = None
         if due < inf:
-            loop = asyncio.get_running_loop()
-            self._timer = loop.call_at(max(due, loop.time() + 0.005), self._timed_out)
+            wait_s = max(0.005, due - time.monotonic())
+            self._timer = asyncio.get_running_loop().call_later(wait_s, self._timed_out)
+            self._timer_due = due
 
     def _timed_out(self) -> None:
         self._timer = None
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         for request in [request for request in self._left if request.give_up <= now]:
             self._left.remove(request)
             self._shed(request, now, "its worker ended and none came back in time", Outcome.FAILED)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Supervisor:
         """Expected seconds until a worker answers again; 0 when one does."""
         if self.state is model.State.READY:
             return 0.0
-        return max(self.load_s / 10, self._back_at - asyncio.get_running_loop().time())
+        return max(self.load_s / 10, self._back_at - time.monotonic())
 
     async def start(self) -> None:
         """The first start: a worker that dies is tried again, a model that cannot be loaded is not.
@@ -81,7 +82,7 @@ class Supervisor:
         await self._groups.close(self.group)
 
     async def _bring_up(self) -> None:
-        clock = asyncio.get_running_loop().time
+        clock = time.monotonic
         started = clock()
         self.state = model.State.LOADING if self.restarts == 0 else model.State.RESTARTING
         entry_files: tuple[Path, ...] = await self._groups.open(self.group)
@@ -120,7 +121,7 @@ class Supervisor:
 
     def _wait_for_next(self, why: str) -> None:
         self.state, self.reason = model.State.RESTARTING, f"the worker ended: {why}"
-        self._back_at = asyncio.get_running_loop().time() + self._backoff_s + self.load_s
+        self._back_at = time.monotonic() + self._backoff_s + self.load_s
 
     async def _restart(self, dead: ports.WorkerPort) -> None:
         await dead.end()  # reaps it, and ends one that only lost its connection

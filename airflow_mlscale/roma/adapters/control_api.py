@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from dataclasses import asdict
 from typing import Any
 
@@ -91,7 +91,7 @@ class ControlApi:
         if replica is None:
             verdict = model.Verdict.NO_DATA
             return {"window_s": window_s, "requests": 0, "errors": 0, "percentile_ms": None, "verdict": verdict}
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         window = replica.meter.window(now, window_s, replica.spec.objective.percentile)
         measured_s = window.percentile_s
         return {

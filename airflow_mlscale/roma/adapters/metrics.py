@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -71,7 +71,7 @@ class Metrics:
         outcomes = CounterMetricFamily(
             "mlscale_roma_requests", "Requests by outcome.", labels=["model", "version", "outcome"]
         )
-        now = asyncio.get_running_loop().time()
+        now = time.monotonic()
         for one in self._models:
             for each in model.State:
                 state.add_metric([one.name, each, one.spec.version], float(one.state == each))
