@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -53,7 +54,7 @@ class FakeLauncher:
         if self.failing_starts:
             self.failing_starts -= 1
             raise ports.WorkerLostError("cannot start")
-        worker = FakeWorker(1000 + len(self.workers), self)
+        worker = FakeWorker(os.getpid(), self)
         self.workers.append(worker)
         return worker
 

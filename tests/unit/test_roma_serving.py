@@ -1,0 +1,297 @@
+"""Replicas and deployments over fake workers: nothing accepted is lost; the old version stays until the new is warm."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from airflow_mlscale import errors
+from airflow_mlscale.cpu.adapters import observe_only
+from airflow_mlscale.roma import cores, deployment, fleet, model, ports, settings
+from airflow_mlscale.roma import replica as replicas
+from tests.fakes import roma as fakes
+
+CONFIG = settings.Settings(
+    state_dir=Path("/nowhere"),
+    queue=settings.QueueSettings(max_requests=4, max_bytes=1000, give_up_factor=10),
+    worker=settings.WorkerSettings(backoff_first_s=0.01, backoff_max_s=0.02, drain_s=1),
+)
+OBJECTIVE = model.Objective(milliseconds=100)
+LONG_S = 30.0
+
+
+@pytest.fixture
+def launcher() -> fakes.FakeLauncher:
+    return fakes.FakeLauncher()
+
+
+@pytest.fixture
+def store() -> fakes.MemoryState:
+    return fakes.MemoryState()
+
+
+@pytest.fixture
+async def models(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> AsyncIterator[fleet.Fleet]:
+    made = make(launcher, store)
+    yield made
+    await made.end()
+
+
+def make(launcher: fakes.FakeLauncher, store: fakes.MemoryState, config: settings.Settings = CONFIG) -> fleet.Fleet:
+    groups = cores.CoreGroups(observe_only.ObserveOnlyPort(host_cores=2.0))
+    return fleet.Fleet(store=store, launcher=launcher, groups=groups, artefacts=fakes.AnyArtefact(), config=config)
+
+
+async def deploy(models: fleet.Fleet, artefact: str = "/a", **changes: object) -> deployment.Deployment:
+    order = model.DeployOrder(name="m", artefact=artefact, objective=OBJECTIVE, **changes)  # type: ignore[arg-type]
+    one = await models.deploy(order)
+    await one.wait_settled(5)
+    return one
+
+
+def ask(one: deployment.Deployment, body: str = "1", deadline_s: float | None = None) -> asyncio.Future[model.Answer]:
+    return one.replica().accept(model.Call("v2", body.encode()), deadline_s).answer
+
+
+def version_of(answer: model.Answer) -> str:
+    return str(json.loads(answer.body)["version"])
+
+
+async def test_a_deployed_model_answers(models: fleet.Fleet) -> None:
+    one = await deploy(models)
+    assert one.state == model.State.READY
+    answer = await ask(one, "hello")
+    assert json.loads(answer.body) == {"echo": "hello", "version": "1"}
+
+
+async def test_the_old_version_serves_until_the_new_one_is_warm(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    await deploy(models)
+    await models.deploy(model.DeployOrder(name="m", artefact="/slow"))
+    one = models["m"]
+    assert not one.settled
+    assert version_of(await ask(one)) == "1"
+    launcher.slow.set()
+    await one.wait_settled(5)
+    assert version_of(await ask(one)) == "2"
+    assert one.spec.objective == OBJECTIVE  # what an order does not name stays
+
+
+async def test_a_swap_answers_what_the_old_version_had_accepted(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    one = await deploy(models)
+    launcher.automatic = False
+    pending = [ask(one, deadline_s=LONG_S) for _ in range(4)]  # two at the worker, two in the line
+    old = launcher.last
+    await deploy(models, "/b")
+    assert one.spec.version == "2"
+    launcher.automatic = True
+    while old.batches:
+        old.answer()
+        await asyncio.sleep(0)
+    assert {version_of(answer) for answer in await asyncio.gather(*pending)} == {"1"}
+
+
+async def test_a_version_that_cannot_be_loaded_leaves_the_old_one(
+    models: fleet.Fleet, store: fakes.MemoryState
+) -> None:
+    await deploy(models)
+    one = await deploy(models, "/broken")
+    assert (one.state, one.spec.version) == (model.State.READY, "1")
+    assert one.desired.failed_version == "2"
+    assert "TensorFlow cannot load it" in str(one.desired.failure)
+    saved = store.saved["m"]
+    assert saved.active is not None
+    assert (saved.active.version, saved.candidate) == ("1", None)  # a restart brings back version 1 alone
+
+
+async def test_a_first_version_that_cannot_be_loaded_is_failed(models: fleet.Fleet) -> None:
+    one = await deploy(models, "/broken")
+    assert one.state == model.State.FAILED
+    with pytest.raises(deployment.NotReadyError, match="failed"):
+        one.replica()
+
+
+async def test_a_wrong_order_changes_nothing(models: fleet.Fleet, store: fakes.MemoryState) -> None:
+    with pytest.raises(errors.ModelArtefactError):
+        await deploy(models, "/missing")
+    with pytest.raises(errors.AdmissionRefusedError, match=r"min_cores=3 .* 2 cores"):
+        await deploy(models, min_cores=3.0)
+    with pytest.raises(errors.InvalidInputError, match="objective"):
+        await models.deploy(model.DeployOrder(name="m", artefact="/a"))
+    assert list(models) == []
+    assert store.saved == {}
+
+
+async def test_the_same_files_are_not_loaded_twice(models: fleet.Fleet, launcher: fakes.FakeLauncher) -> None:
+    await deploy(models)
+    one = await deploy(models, min_cores=0.5)
+    assert (one.spec.version, one.spec.min_cores) == ("1", 0.5)
+    assert len(launcher.workers) == 1
+
+
+async def test_a_crash_loses_no_model(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> None:
+    first = make(launcher, store)
+    await deploy(first)
+    await first.deploy(model.DeployOrder(name="m", artefact="/slow"))  # dies while version 2 loads
+    second = make(launcher, store)
+    launcher.slow.set()
+    second.restore()
+    await second["m"].wait_settled(5)
+    assert second["m"].spec.version == "2"
+    await asyncio.gather(first.end(), second.end())
+
+
+async def test_what_a_dead_worker_held_is_asked_again(models: fleet.Fleet, launcher: fakes.FakeLauncher) -> None:
+    one = await deploy(models)
+    launcher.automatic = False
+    pending = [ask(one, deadline_s=LONG_S) for _ in range(4)]
+    launcher.automatic = True
+    launcher.last.die()
+    answers = await asyncio.wait_for(asyncio.gather(*pending), 5)
+    assert [answer.status for answer in answers] == [200] * 4
+    assert len(launcher.workers) == 2
+    assert one.active is not None
+    assert one.active.supervisor.restarts == 1
+
+
+async def test_a_call_that_kills_every_worker_is_given_up_and_takes_nobody_with_it(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    one = await deploy(models)
+    launcher.automatic = False
+    deadly = ask(one, "deadly", deadline_s=LONG_S)
+    launcher.last.die()
+    while len(launcher.workers) < 2 or not launcher.last.batches:
+        await asyncio.sleep(0.001)
+    innocent = ask(one, "innocent", deadline_s=LONG_S)
+    launcher.automatic = True
+    launcher.last.die()
+    with pytest.raises(replicas.RefusedError, match="worker ended"):
+        await deadly
+    assert (await asyncio.wait_for(innocent, 5)).status == 200
+
+
+async def test_without_time_for_another_worker_a_call_is_refused_at_once(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    models = make(launcher, store, replace(CONFIG, worker=settings.WorkerSettings(backoff_first_s=30)))
+    one = await deploy(models)
+    launcher.automatic = False
+    pending = ask(one)  # ten times 100 ms, but the next worker starts in 30 s
+    launcher.last.die()
+    with pytest.raises(replicas.RefusedError) as refused:
+        await asyncio.wait_for(pending, 5)
+    assert refused.value.status == 503
+    assert refused.value.retry_after_s == pytest.approx(30, abs=1)
+    with pytest.raises(replicas.RefusedError, match="restarting"):
+        ask(one)
+    await models.end()
+
+
+async def test_a_worker_that_dies_while_loading_is_tried_again(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    launcher.failing_starts = 2
+    assert (await deploy(models)).state == model.State.READY
+    assert (await deploy(models, "/deadly")).desired.failed_version == "2"
+
+
+async def test_a_full_line_refuses(models: fleet.Fleet, launcher: fakes.FakeLauncher) -> None:
+    one = await deploy(models, max_cores=1.0)
+    launcher.automatic = False
+    pending = [ask(one, deadline_s=LONG_S) for _ in range(5)]  # one at the worker, four in the line
+    with pytest.raises(replicas.RefusedError) as refused:
+        ask(one)
+    assert refused.value.status == 429
+    with pytest.raises(replicas.RefusedError):
+        ask(one, "x" * 2000)
+    launcher.automatic = True
+    launcher.last.answer()
+    assert {answer.status for answer in await asyncio.gather(*pending)} == {200}
+
+
+async def test_what_waits_too_long_is_given_up_even_if_the_worker_hangs(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    one = await deploy(models, max_cores=1.0)
+    launcher.automatic = False
+    executing = ask(one, deadline_s=LONG_S)
+    with pytest.raises(replicas.RefusedError, match="cannot be answered within 50 ms"):
+        await asyncio.wait_for(ask(one, deadline_s=0.05), 5)
+    launcher.last.answer()
+    assert (await executing).status == 200
+
+
+async def test_a_request_whose_client_left_is_not_computed(models: fleet.Fleet, launcher: fakes.FakeLauncher) -> None:
+    one = await deploy(models, max_cores=1.0)
+    launcher.automatic = False
+    first = ask(one, "first", deadline_s=LONG_S)
+    replica = one.replica()
+    left = replica.accept(model.Call("v2", b"left"), LONG_S)
+    last = ask(one, "last", deadline_s=LONG_S)
+    replica.forget(left)
+    launcher.automatic = True
+    launcher.last.answer()
+    await asyncio.gather(first, last)
+    assert replica.executed == 2
+
+
+async def test_unload_and_load(models: fleet.Fleet, store: fakes.MemoryState) -> None:
+    one = await deploy(models)
+    await models.unload("m")
+    assert one.state == model.State.UNLOADED
+    assert not store.saved["m"].loaded
+    await models.load("m")
+    await one.wait_settled(5)
+    assert version_of(await ask(one)) == "1"
+    with pytest.raises(fleet.UnknownModelError):
+        await models.load("unheard-of")
+
+
+async def test_a_model_under_the_root_can_be_loaded_by_name(models: fleet.Fleet) -> None:
+    one = await models.load("found")
+    await one.wait_settled(5)
+    assert (one.spec.version, one.spec.artefact) == ("3", "/root/found")
+
+
+async def test_removing_a_model_ends_its_worker(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    await deploy(models)
+    await models.remove("m")
+    assert store.saved == {}
+    assert launcher.last.ended
+    with pytest.raises(fleet.UnknownModelError, match="unknown model"):
+        models["m"]
+
+
+async def test_another_version_than_the_serving_one_is_unknown(models: fleet.Fleet) -> None:
+    one = await deploy(models)
+    assert one.replica("1") is one.active
+    with pytest.raises(deployment.UnknownVersionError, match="serves version 1"):
+        one.replica("2")
+
+
+async def test_a_later_order_takes_the_place_of_one_still_loading(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    await models.deploy(model.DeployOrder(name="m", artefact="/slow", objective=OBJECTIVE))
+    loading = None
+    while loading is None:
+        await asyncio.sleep(0)
+        loading = launcher.workers[0] if launcher.workers and launcher.workers[0].order else None
+    one = await deploy(models, "/b")
+    assert one.spec.artefact == "/b"
+    assert loading.ended
+
+
+def test_lost_workers_are_worth_another_try() -> None:
+    assert ports.WorkerLostError("x").retryable
