@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import psutil
 
-_MAIN_CLASS = "org.apache.spark.executor.CoarseGrainedExecutorBackend"
+MAIN_CLASS = "org.apache.spark.executor.CoarseGrainedExecutorBackend"
+"""Of an executor on any cluster manager but Mesos."""
 
 
 class LocalExecutors:
@@ -14,7 +15,7 @@ class LocalExecutors:
         found = set()
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or ()
-            if _MAIN_CLASS in words and application_id in words:
+            if MAIN_CLASS in words and application_id in words:
                 found.add(process.pid)
         return frozenset(found)
 
