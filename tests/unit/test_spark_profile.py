@@ -1,0 +1,189 @@
+"""What a run teaches, and how it is kept."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from airflow_mlscale import errors
+from airflow_mlscale.spark import profile as profiles
+from airflow_mlscale.spark.adapters import rest
+from airflow_mlscale.spark.adapters.profile_store import ProfileFiles
+from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, StageStatus, keyed
+
+MIB = 1 << 20
+
+
+def stage(stage_id: int, name: str = "s", status: str = "COMPLETE", **values: float) -> Stage:
+    numbers = {"tasks": 4, "complete": 4, **values}
+    return Stage(stage_id=stage_id, name=name, status=StageStatus(status), **numbers)  # type: ignore[arg-type]
+
+
+def progress(*stages: Stage, at: float = 0.0) -> Progress:
+    return Progress(at=at, application_id="a", stages=stages)
+
+
+def plan(*costs: float, input_bytes: int = 0) -> Plan:
+    stages = tuple(
+        StageProfile(key=f"s#{n}", core_s=cost, tasks=4, input_bytes=input_bytes) for n, cost in enumerate(costs)
+    )
+    return Plan(stages=stages)
+
+
+def test_core_seconds_go_to_the_stages_that_ran() -> None:
+    nothing = profiles.book(profiles.Ledger(), 3.0, None, None)
+    assert nothing.startup_core_s == 3.0
+    first = progress(stage(0, status="ACTIVE", active=3, complete=0), stage(1, status="ACTIVE", active=1, complete=0))
+    ledger = profiles.book(nothing, 2.0, None, first)
+    assert dict(ledger.by_stage) == {0: 1.5, 1: 0.5}
+    over = progress(stage(0, completed_at=9.0), stage(1, completed_at=9.0))
+    ledger = profiles.book(ledger, 0.4, over, over)  # clean-up belongs to the last stage
+    assert dict(ledger.by_stage) == {0: 1.5, 1: pytest.approx(0.9)}
+
+
+def test_a_stage_too_short_to_be_seen_running_is_booked_by_its_run_time() -> None:
+    before = progress(stage(0, run_time_s=1.0))
+    after = progress(stage(0, run_time_s=1.0), stage(1, run_time_s=0.3))
+    assert dict(profiles.book(profiles.Ledger(), 0.5, before, after).by_stage) == {1: 0.5}
+
+
+def test_gaps_are_times_without_any_stage() -> None:
+    seen = progress(
+        stage(0, "a", submitted_at=105.0, completed_at=110.0),
+        stage(1, "b", submitted_at=106.0, completed_at=112.0),
+        stage(2, "c", submitted_at=115.0, completed_at=118.0),
+        stage(3, "d", status="PENDING"),
+    )
+    learned = profiles.observed(profiles.Ledger(2.0, {0: 1.0}), seen, submitted_at=100.0, ended_at=119.5)
+    assert [(known.key, known.gap_s) for known in learned.stages] == [("a#0", 0.0), ("b#0", 0.0), ("c#0", 3.0)]
+    assert (learned.lead_s, learned.tail_s, learned.startup_core_s) == (5.0, 1.5, 2.0)
+
+
+def test_a_stage_running_in_the_last_reading_ended_with_the_application() -> None:
+    seen = progress(stage(0, "a", status="ACTIVE", submitted_at=105.0))
+    learned = profiles.observed(profiles.Ledger(), seen, submitted_at=100.0, ended_at=110.0)
+    assert (learned.lead_s, learned.tail_s) == (5.0, 0.0)
+
+
+def test_without_a_meter_the_run_time_is_learned() -> None:
+    seen = progress(stage(0, "a", run_time_s=7.0, submitted_at=1.0, completed_at=2.0))
+    assert profiles.observed(profiles.Ledger(), seen, submitted_at=0.0, ended_at=3.0).core_s == 7.0
+
+
+def test_skipped_stages_keep_their_number() -> None:
+    found = keyed([stage(0), stage(1, status="SKIPPED"), stage(2)])
+    assert list(found) == ["s#0", "s#2"]
+
+
+def test_runs_of_the_same_course_are_averaged() -> None:
+    first = profiles.learn(None, "k", plan(10.0, 20.0), rate=0.4)
+    second = profiles.learn(first, "k", plan(20.0, 20.0), rate=0.4)
+    (merged,) = second.plans
+    assert [known.core_s for known in merged.stages] == [pytest.approx(14.0), 20.0]  # 0.6·10 + 0.4·20
+    assert merged.runs == 2
+
+
+def test_twice_the_input_is_twice_the_expected_work() -> None:
+    first = profiles.learn(None, "k", plan(10.0, input_bytes=4 * MIB), rate=0.5)
+    (merged,) = profiles.learn(first, "k", plan(22.0, input_bytes=8 * MIB), rate=0.5).plans
+    assert merged.stages[0].core_s == pytest.approx(21.0)  # 0.5·(10·2) + 0.5·22
+
+
+def test_tiny_inputs_say_nothing_about_the_work() -> None:
+    assert profiles.size_ratio(10, 1000) == 1.0
+
+
+def test_a_missing_short_stage_is_the_same_course_and_fades() -> None:
+    first = profiles.learn(None, "k", plan(10.0, 0.5), rate=0.4)
+    (merged,) = profiles.learn(first, "k", plan(10.0), rate=0.4).plans
+    assert [known.core_s for known in merged.stages] == [10.0, pytest.approx(0.3)]
+
+
+def test_another_course_is_another_plan_and_comes_first() -> None:
+    other = Plan(stages=(StageProfile(key="x#0", core_s=1.0, tasks=1),))
+    profile = profiles.learn(profiles.learn(None, "k", plan(10.0), rate=0.4), "k", other, rate=0.4)
+    assert profile.plans == (other, plan(10.0))
+
+
+def test_only_so_many_courses_are_kept() -> None:
+    profile = None
+    for n in range(profiles.PLANS_KEPT + 3):
+        course = Plan(stages=(StageProfile(key=f"x{n}#0", core_s=1.0, tasks=1),))
+        profile = profiles.learn(profile, "k", course, rate=0.4)
+    assert profile is not None
+    assert len(profile.plans) == profiles.PLANS_KEPT
+
+
+@pytest.mark.parametrize("folder", ["plain", "memory://profiles-of-a-test"])
+def test_a_profile_survives_its_file(tmp_path: Path, folder: str) -> None:
+    store = ProfileFiles(folder if "://" in folder else str(tmp_path / folder))
+    assert store.load("dag.task") is None
+    profile = Profile(key="dag.task", plans=(plan(1.0, 2.0),))
+    store.save(profile)
+    store.save(replace(profile, plans=(plan(3.0),)))
+    assert store.load("dag.task") == replace(profile, plans=(plan(3.0),))
+
+
+def test_saving_leaves_nothing_but_the_profile(tmp_path: Path) -> None:
+    store = ProfileFiles(str(tmp_path))
+    store.save(Profile(key="a/b", plans=()))
+    store.save(Profile(key="a b", plans=()))
+    assert len(list(tmp_path.iterdir())) == 2  # keys that look alike do not share a file
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["{", "[]", "null", '{"version": 1}', '{"version": 99, "key": "k", "plans": []}', "\x00"],
+)
+def test_a_corrupt_profile_is_set_aside_with_a_warning(
+    tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = ProfileFiles(str(tmp_path))
+    store.save(Profile(key="k", plans=()))
+    (path,) = tmp_path.iterdir()
+    path.write_text(text)
+    assert store.load("k") is None
+    assert "set aside" in caplog.text
+    (aside,) = tmp_path.iterdir()
+    assert aside.read_text() == text
+    store.save(Profile(key="k", plans=(plan(1.0),)))
+    assert store.load("k") == Profile(key="k", plans=(plan(1.0),))
+
+
+def test_impossible_numbers_are_corrupt_too() -> None:
+    value = json.loads(json.dumps(profiles.to_json(Profile(key="k", plans=(plan(1.0),)))))
+    value["plans"][0]["stages"][0]["core_s"] = -5.0
+    with pytest.raises(ValueError, match="impossible"):
+        profiles.from_json(value)
+
+
+def test_a_store_that_cannot_be_written_is_worth_another_try(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(errors.TransientError, match="cannot write the profile"):
+        ProfileFiles(str(tmp_path / "file" / "folder")).save(Profile(key="k", plans=()))
+
+
+def row(stage_id: int, attempt: int = 0, **values: object) -> dict[str, object]:
+    numbers = {"numTasks": 4, "numActiveTasks": 0, "numCompleteTasks": 0, "executorRunTime": 0, "inputBytes": 0}
+    return {"stageId": stage_id, "attemptId": attempt, "name": "s", "status": "ACTIVE", **numbers, **values}
+
+
+def test_rows_of_the_rest_api_become_stages_by_id() -> None:
+    submitted = "2026-11-22T10:48:02.377GMT"
+    rows = [
+        row(1, executorRunTime=1500),
+        row(0, 1, numCompleteTasks=2, submissionTime=submitted),
+        row(0, status="FAILED"),
+    ]
+    first, second = rest.stages_of(rows)
+    assert (first.stage_id, first.complete, first.status) == (0, 2, StageStatus.ACTIVE)  # the last attempt
+    assert first.submitted_at == pytest.approx(1795344482.377)
+    assert second.run_time_s == 1.5
+
+
+def test_a_task_counted_twice_is_one_task() -> None:
+    (found,) = rest.stages_of([row(0, numActiveTasks=3, numCompleteTasks=2)])
+    assert (found.active, found.complete) == (2, 2)
