@@ -70,6 +70,9 @@ POLICIES: Mapping[str, Policy] = {
 
 
 def _minimums(claims: Sequence[Claim], pot: float) -> tuple[dict[str, float], float]:
+    if len({claim.name for claim in claims}) < len(claims):
+        raise ValueError("two claims have the same name")
+    pot = max(0.0, pot)
     total = sum(claim.minimum for claim in claims)
     scale = 1.0 if total <= pot else pot / total  # an inadmissible set still never exceeds the pot
     grants = {claim.name: claim.minimum * scale for claim in claims}

@@ -36,7 +36,7 @@ def cores(remaining: Remaining, *, beta: float, aim: float, margin_s: float, low
         high: most cores the job may or can use.
     """
     if remaining.work_core_s <= 0:
-        return low
+        return min(low, high)
     time_s = usable_s(remaining, aim=aim, margin_s=margin_s)
     if time_s <= 0:
         return high

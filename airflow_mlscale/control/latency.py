@@ -25,11 +25,11 @@ def trim(last: float, *, measured_s: float | None, objective_s: float, rate: flo
 
     The factor grows by up to ``rate`` a step while the percentile is above the objective and shrinks
     by up to the same while it is below half of it; between the two, and without a measurement, it holds.
+    The result lies between ``low`` and ``high`` in every case.
     """
-    if measured_s is None:
-        return last
-    if measured_s > objective_s:
-        return min(high, last * (1 + rate * min(1.0, measured_s / objective_s - 1)))
-    if measured_s < 0.5 * objective_s:
-        return max(low, last * (1 - rate * (1 - 2 * measured_s / objective_s)))
-    return last
+    factor = 1.0
+    if measured_s is not None and measured_s > objective_s:
+        factor = 1 + rate * min(1.0, measured_s / objective_s - 1)
+    elif measured_s is not None and measured_s < 0.5 * objective_s:
+        factor = 1 - rate * (1 - 2 * measured_s / objective_s)
+    return min(high, max(low, last * factor))

@@ -38,9 +38,11 @@ class Gains:
 
 @dataclass(frozen=True)
 class State:
-    """What the law remembers: the integral part of its output."""
+    """What the law remembers: the two parts of its output."""
 
     integral: float = 0.0
+    push: float = 0.0
+    """The proportional part, kept for steps without a measurement."""
 
 
 def step(gains: Gains, state: State, *, error: float, dt_s: float, feed_forward: float = 0.0) -> tuple[float, State]:
@@ -49,18 +51,19 @@ def step(gains: Gains, state: State, *, error: float, dt_s: float, feed_forward:
     Args:
         gains: the tuning.
         state: from the step before, or ``State()``.
-        error: set point − measurement; a value that is not finite counts as no error, so that a lost
-            measurement holds the output instead of moving it.
+        error: set point − measurement; without a finite one (a lost measurement) both parts stay as they
+            were, so that the output holds.
         dt_s: seconds since the step before, ≥ 0.
         feed_forward: known part of the output; the law only corrects it.
     """
-    if not isfinite(error):
-        error = 0.0
-    push = gains.proportional * error
-    integral = state.integral + push * dt_s / gains.integral_s
+    if isfinite(error):
+        push = gains.proportional * error
+        integral = state.integral + push * dt_s / gains.integral_s
+    else:
+        push, integral = state.push, state.integral
     raw = feed_forward + push + integral
     output = min(gains.high, max(gains.low, raw))
     if output != raw:
         share = 1.0 if gains.tracking_s == 0 else min(1.0, dt_s / gains.tracking_s)
         integral += share * (output - raw)
-    return output, State(integral)
+    return output, State(integral, push)

@@ -35,7 +35,8 @@ def percentile(samples: Sequence[float], rank: float) -> float | None:
         raise ValueError(f"rank={rank} must lie in (0, 100]")
     if not samples:
         return None
-    return sorted(samples)[ceil(rank / 100 * len(samples)) - 1]
+    position = ceil(rank * len(samples) / 100 - 1e-9)  # 55 % of 20 is 11, not the 11.000000000000002 of 0.55·20
+    return sorted(samples)[max(1, position) - 1]
 
 
 def deadband(last: float, proposed: float, *, relative: float, absolute: float = 0.0) -> float:

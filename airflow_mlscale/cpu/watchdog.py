@@ -4,7 +4,8 @@
 
 On standard input the owner writes ``+group`` and ``-group`` lines. When that pipe closes or the owner's
 process ends (a fork of it may still hold the pipe), every group on the list goes back to the safe share
-and is removed once it is empty. Signals that ask it to end are ignored: it ends right after its owner.
+and is removed once it is empty. Signals that ask it to end only shorten the wait for that: it ends right
+after its owner.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ log = logging.getLogger("airflow_mlscale.cpu.watchdog")
 
 LINGER_S = 15.0
 """How long the groups' last processes are given to end, so that the directories can be removed."""
+LINGER_WHEN_TOLD_S = 1.0
+"""The same, once a signal asked to end."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Watch until the owner ends, then restore; returns the exit code."""
     owner, *rest = sys.argv[1:] if arguments is None else arguments
-    for number in watchdog.IGNORED:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, watchdog.IGNORED)
+    signal.pthread_sigmask(signal.SIG_BLOCK, watchdog.BLOCKED)
     watched = wait_for_end(int(owner))
     if watched:
         clean(layout(rest), watched)
@@ -77,8 +78,9 @@ def clean(kernel: cgroup.Layout, groups: set[str]) -> None:
     deadline = time.monotonic() + LINGER_S
     while groups and time.monotonic() < deadline:
         groups = {group for group in groups if not cgroup.remove(kernel, group)}
-        if groups:
-            time.sleep(0.1)  # cgroup v1 has no event for "empty"
+        # cgroup v1 has no event for "empty", so it is tried again and again
+        if groups and signal.sigtimedwait(watchdog.BLOCKED, 0.1):
+            deadline = min(deadline, time.monotonic() + LINGER_WHEN_TOLD_S)
 
 
 def _drain(pipe: int) -> tuple[bytes, bool]:

@@ -6,11 +6,16 @@ Belongs here: recording, thinning and reading back. What a record means belongs 
 from __future__ import annotations
 
 import json
+import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import IO
+
+log = logging.getLogger(__name__)
 
 Value = float | int | str | bool | None
 
@@ -42,19 +47,29 @@ class Journal:
     _records: deque[Record] = field(init=False)
     _listeners: list[Callable[[Record], None]] = field(default_factory=list, init=False)
     _file: IO[str] | None = field(default=None, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self._records = deque(read(self.path) if self.path else (), maxlen=self.keep)
         if self.path:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            whole = _ends_whole(self.path)
             self._file = self.path.open("a", encoding="utf-8", buffering=1)
+            if not whole:  # a crash cut the last line short: the next record must not join it
+                self._file.write("\n")
 
     def append(self, record: Record) -> None:
-        self._records.append(record)
-        if self._file:
-            self._file.write(json.dumps(asdict(record)) + "\n")
+        """Keep, write and announce one record; a listener that raises is reported and passed over."""
+        line = json.dumps(asdict(record))
+        with self._lock:
+            self._records.append(record)
+            if self._file:
+                self._file.write(line + "\n")
         for listener in self._listeners:
-            listener(record)
+            try:
+                listener(record)
+            except Exception:  # who listens must not stop who controls
+                log.exception("a listener of the decision journal failed")
 
     def listen(self, listener: Callable[[Record], None]) -> None:
         """Call ``listener`` with each new record, in the thread that appends it."""
@@ -86,14 +101,42 @@ def read(path: Path) -> list[Record]:
 
 
 def thin(records: Iterable[Record], *, points: int = 500, size_bytes: int = 60_000) -> list[dict[str, object]]:
-    """At most ``points`` JSON-able records, evenly spread and always with the last, within ``size_bytes`` as JSON."""
-    kept = [asdict(record) for record in records]
-    while kept:
-        if len(kept) > points:
-            step = len(kept) / points
-            kept = [kept[min(len(kept) - 1, int((i + 1) * step) - 1)] for i in range(points)]
-        size = len(json.dumps(kept))
-        if size <= size_bytes or len(kept) == 1:
-            break
-        points = max(1, int(len(kept) * size_bytes / size * 0.95))
-    return kept
+    """At most ``points`` JSON-able records, evenly spread and always with the last, within ``size_bytes`` as JSON.
+
+    Numbers that JSON does not know (infinite, not a number) become None. A single record larger than
+    ``size_bytes`` is returned all the same.
+    """
+    kept = _spread(list(records), points)
+    while True:
+        rows = [_jsonable(record) for record in kept]
+        size = len(json.dumps(rows))
+        if size <= size_bytes or len(kept) <= 1:
+            return rows
+        kept = _spread(kept, max(1, int(len(kept) * size_bytes / size * 0.95)))
+
+
+def _spread(records: list[Record], points: int) -> list[Record]:
+    if len(records) <= points:
+        return records
+    return [records[(i + 1) * len(records) // points - 1] for i in range(points)]
+
+
+def _jsonable(record: Record) -> dict[str, object]:
+    return {
+        **asdict(record),
+        **{
+            name: {
+                key: None if isinstance(value, float) and not isfinite(value) else value for key, value in part.items()
+            }
+            for name, part in (("seen", record.seen), ("decided", record.decided))
+        },
+    }
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the file is empty, missing, or ends with a line break."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, 2)
+        return file.read() == b"\n"

@@ -21,12 +21,16 @@ PlanT = TypeVar("PlanT")
 StateT = TypeVar("StateT")
 
 
-class Plant(Protocol[SeenT, PlanT]):
+SeenT_co = TypeVar("SeenT_co", covariant=True)
+PlanT_contra = TypeVar("PlanT_contra", contravariant=True)
+
+
+class Plant(Protocol[SeenT_co, PlanT_contra]):
     """What is controlled: measured by `observe`, moved by `act`."""
 
-    async def observe(self) -> SeenT: ...
+    async def observe(self) -> SeenT_co: ...
 
-    async def act(self, plan: PlanT) -> None: ...
+    async def act(self, plan: PlanT_contra) -> None: ...
 
 
 @dataclass
@@ -37,8 +41,11 @@ class Health:
     failures: int = 0
     late: int = 0
     """Steps that began more than half a period late."""
+    missed: int = 0
+    """Periods that passed without a step because the step before took so long."""
     worst_lateness_s: float = 0.0
     last_error: str | None = None
+    """Of the last step that failed."""
 
 
 class PeriodicLoop(Generic[SeenT, PlanT, StateT]):
@@ -64,9 +71,14 @@ class PeriodicLoop(Generic[SeenT, PlanT, StateT]):
         self.name = name
         self.health = Health()
         self._last_step: float | None = None
+        self._failing: str | None = None
+        """The error that is being reported, until a step succeeds."""
 
     async def step(self) -> None:
-        """One turn; exceptions of any of the three parts are logged and counted."""
+        """One turn; exceptions of any of the three parts are logged and counted.
+
+        The state moves on only when all three have succeeded.
+        """
         started = self.clock.monotonic()
         dt_s = self.period_s if self._last_step is None else started - self._last_step
         self._last_step = started
@@ -77,10 +89,20 @@ class PeriodicLoop(Generic[SeenT, PlanT, StateT]):
             await self.plant.act(plan)
             self.state = state
         except Exception as exc:  # one bad step must not end control: the next one sees fresh data
-            self.health.failures += 1
-            repeated = str(exc) == self.health.last_error
-            self.health.last_error = str(exc)
-            log.log(logging.DEBUG if repeated else logging.WARNING, "%s: step failed: %s", self.name, exc, exc_info=not repeated)
+            self._report(exc)
+        else:
+            if self._failing is not None:
+                log.info("%s: works again", self.name)
+                self._failing = None
+
+    def _report(self, exc: Exception) -> None:
+        message = f"{type(exc).__name__}: {exc}"
+        repeated = message == self._failing
+        self._failing = message
+        self.health.failures += 1
+        self.health.last_error = str(exc)
+        level = logging.DEBUG if repeated else logging.WARNING
+        log.log(level, "%s: step failed: %s", self.name, exc, exc_info=None if repeated else exc)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Step every period until ``stop`` is set; returns within one step of it."""
@@ -91,7 +113,9 @@ class PeriodicLoop(Generic[SeenT, PlanT, StateT]):
                 self.health.late += 1
                 self.health.worst_lateness_s = max(self.health.worst_lateness_s, lateness)
             await self.step()
-            due += self.period_s * max(1, 1 + int((self.clock.monotonic() - due) // self.period_s))
+            missed = max(0, int((self.clock.monotonic() - due) // self.period_s))
+            self.health.missed += missed
+            due += self.period_s * (1 + missed)
             await _sleep_unless(stop, max(0.0, due - self.clock.monotonic()), self.clock)
 
 

@@ -7,6 +7,7 @@ life; `detach` leaves it running, recorded in a file under the home directory (`
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import IO
 
 import psutil
 
@@ -41,11 +43,17 @@ class Child:
 
     name: str
     guard: subprocess.Popen[bytes]
+    grace_s: float = 10.0
+    """Between the request to end and the end by force."""
 
     @property
     def pid(self) -> int:
         """Process id of the guard; the command and all its descendants are below it."""
         return self.guard.pid
+
+    def command_pid(self) -> int | None:
+        """Process id of the command itself while it runs; None before it has started and after its end."""
+        return command_pid(self.pid)
 
     def poll(self) -> int | None:
         return self.guard.poll()
@@ -53,19 +61,36 @@ class Child:
     def wait(self, timeout_s: float | None = None) -> int:
         return self.guard.wait(timeout_s)
 
-    def end(self, timeout_s: float = 15.0) -> int:
-        """End the command and everything it started; returns its exit code."""
+    def end(self, timeout_s: float | None = None) -> int:
+        """End the command and everything it started; returns its exit code.
+
+        ``timeout_s`` (default: the grace time and 5 s) bounds the wait for the guard before all are killed.
+        """
         if self.guard.poll() is None:
             self.guard.terminate()
         try:
-            return self.guard.wait(timeout_s)
+            return self.guard.wait(self.grace_s + 5 if timeout_s is None else timeout_s)
         except subprocess.TimeoutExpired:
-            for process in [*psutil.Process(self.pid).children(recursive=True), psutil.Process(self.pid)]:
-                process.kill()
+            _kill([*_below(self.pid), psutil.Process(self.pid)])
             return self.guard.wait()
         finally:
             if self.guard.stdin:
                 self.guard.stdin.close()
+
+
+def command_pid(guard_pid: int) -> int | None:
+    """Process id of the command below a guard; None before it has started and after its end."""
+    try:
+        # guard, its twin, the command; between fork and exec the command still is a copy of the twin
+        (twin,) = psutil.Process(guard_pid).children()
+        # the oldest: orphans of the command come later
+        command = min(
+            (child for child in twin.children() if child.cmdline() != twin.cmdline()),
+            key=psutil.Process.create_time,
+        )
+    except (psutil.NoSuchProcess, ValueError):
+        return None
+    return int(command.pid)
 
 
 def spawn(
@@ -79,7 +104,7 @@ def spawn(
 ) -> Child:
     """Start a command that ends when this process ends, however it ends."""
     guard = _start(command, env=env, cwd=cwd, log_path=log_path, grace_s=grace_s, detached=False)
-    return Child(name, guard)
+    return Child(name, guard, grace_s)
 
 
 @dataclass(frozen=True)
@@ -114,7 +139,10 @@ def detach(
     log_path: Path | None = None,
     grace_s: float = 10.0,
 ) -> Service:
-    """Start a command that outlives this process; `service(name)` finds it again."""
+    """Start a command that outlives this process; `service(name)` finds it again.
+
+    Its output goes to ``log_path``, or nowhere.
+    """
     guard = _start(command, env=env, cwd=cwd, log_path=log_path, grace_s=grace_s, detached=True)
     record = Service(
         name=name,
@@ -151,13 +179,13 @@ def end_service(name: str, *, timeout_s: float = 30.0) -> bool:
     """End a service and forget it; returns whether it was alive."""
     found = service(name)
     if found:
-        process = psutil.Process(found.pid)
-        below = process.children(recursive=True)
-        process.send_signal(signal.SIGTERM)
-        _, left = psutil.wait_procs([process, *below], timeout=timeout_s)
-        for straggler in left:
-            straggler.kill()
-        psutil.wait_procs(left, timeout=5)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(found.pid)
+            everything = [process, *_below(found.pid)]
+            process.send_signal(signal.SIGTERM)
+            _, left = psutil.wait_procs(everything, timeout=timeout_s)
+            _kill(left)
+            psutil.wait_procs(left, timeout=5)
     _record_path(name).unlink(missing_ok=True)
     return found is not None
 
@@ -184,6 +212,19 @@ def wait_until(
         time.sleep(poll_s)
 
 
+def _below(pid: int) -> list[psutil.Process]:
+    try:
+        return list(psutil.Process(pid).children(recursive=True))
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _kill(victims: Sequence[psutil.Process]) -> None:
+    for process in victims:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
 def _tail(log_path: Path | None, lines: int = 15) -> str:
     if not log_path or not log_path.exists():
         return ""
@@ -208,17 +249,19 @@ def _start(
     argv += ["--detached"] if detached else []
     if log_path:
         log_path.parent.mkdir(parents=True, exist_ok=True)
-    output = log_path.open("ab") if log_path else None
+    output: IO[bytes] | int | None = log_path.open("ab") if log_path else None
+    if detached and output is None:
+        output = subprocess.DEVNULL  # the caller's own output would stay open for as long as the service runs
     try:
         return subprocess.Popen(
             [*argv, "--", *command],
             stdin=subprocess.DEVNULL if detached else subprocess.PIPE,
             stdout=output,
-            stderr=subprocess.STDOUT if output else None,
+            stderr=None if output is None else subprocess.STDOUT,
             env=None if env is None else dict(env),
             cwd=cwd,
             start_new_session=True,
         )
     finally:
-        if output:
+        if output is not None and not isinstance(output, int):
             output.close()

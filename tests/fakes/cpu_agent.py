@@ -9,8 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import psutil
-
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import agent as agents
 from airflow_mlscale.cpu import listeners, ports, server
@@ -42,7 +40,9 @@ class AgentProcess:
     @property
     def pid(self) -> int:
         """Of the agent itself, below its guard."""
-        return next(p.pid for p in psutil.Process(self.child.pid).children() if "agent" in p.cmdline())
+        pid = self.child.command_pid()
+        assert pid is not None
+        return pid
 
 
 @contextmanager

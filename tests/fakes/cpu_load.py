@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
-
 from airflow_mlscale.runtime import processes
 
 
@@ -15,19 +13,15 @@ def busy() -> Iterator[int]:
     """A process that never rests; yields its process id and ends it."""
     child = processes.spawn("busy", ["sh", "-c", "while :; do :; done"], grace_s=1.0)
     try:
-        guard = psutil.Process(child.pid)
         processes.wait_until(
-            lambda: bool(_commands(guard)),
+            lambda: child.command_pid() is not None,
             what="busy process",
             timeout_s=20,
             alive=lambda: child.poll() is None,
             poll_s=0.02,
         )
-        yield _commands(guard)[0]
+        pid = child.command_pid()
+        assert pid is not None
+        yield pid
     finally:
         child.end()
-
-
-def _commands(guard: psutil.Process) -> list[int]:
-    # Between fork and exec the child still is a copy of the guard.
-    return [child.pid for child in guard.children() if child.name() == "sh"]

@@ -8,8 +8,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
-IGNORED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Requests to end that a watchdog does not follow: it ends right after its owner."""
+BLOCKED = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Requests to end that a watchdog does not follow before it has restored its groups."""
 
 
 class Watchdog:
@@ -65,8 +65,8 @@ class Watchdog:
             os.close(self._pipe)
             self._process.wait()
         reading, self._pipe = os.pipe()
-        # It ignores these, and inherits that they are blocked until it has come so far.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
+        # Inherited by the watchdog, so that there is no moment at its start when a signal could end it.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         try:
             # A session of its own: a signal to the owner's process group or terminal must not reach it.
             self._process = subprocess.Popen(
