@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -75,22 +76,30 @@ def _start(dags: Path, console: Console, started: float) -> str:
 
 def _follow(api: AirflowApi, run_id: str, console: Console) -> None:
     """Show the tasks until the DAG run ends: a live table on a terminal, a line per change elsewhere."""
-    seen: dict[str, str] = {}
-    with Live(console=console, auto_refresh=False, transient=False) as live:
+    told: dict[str, tuple[str, float]] = {}
+    with Live(console=console, auto_refresh=False) if console.is_terminal else nullcontext() as live:
         while True:
             state = api.run_state(DAG, run_id)
             rows = [_row(api, run_id, task) for task in api.tasks(DAG, run_id)]
-            if console.is_terminal:
+            if live is not None:
                 live.update(_table(rows), refresh=True)
-            for name, status, took, news in rows:
-                if not console.is_terminal and seen.get(name) != f"{status}{news}":
-                    seen[name] = f"{status}{news}"
-                    console.print(
-                        f"{datetime.now():%H:%M:%S}  {name:18} {status:10} {took:>6}  {news}", highlight=False
-                    )
+            else:
+                _tell_changes(rows, told, console)
             if state in ("success", "failed"):
                 return
             time.sleep(2)  # Airflow's REST API offers no event to wait for
+
+
+def _tell_changes(rows: list[tuple[str, str, str, str]], told: dict[str, tuple[str, float]], console: Console) -> None:
+    """A line for each task whose state changed, and the news of a running one every ten seconds."""
+    now = time.monotonic()
+    for name, state, took, news in rows:
+        last, at = told.get(name, ("waiting", now))
+        if state == last and not (state in ("running", "deferred") and now - at >= 10):
+            continue
+        told[name] = (state, now)
+        line = f"{datetime.now():%H:%M:%S}  {name:18} {state:10} {took:>6}  {news}"
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _row(api: AirflowApi, run_id: str, task: dict[str, Any]) -> tuple[str, str, str, str]:
@@ -137,8 +146,14 @@ def _table(rows: list[tuple[str, str, str, str]]) -> Table:
 def _print_summary(outcome: dict[str, Any], report_dir: Path, console: Console) -> None:
     console.print()
     for promise, (met, text) in report.promises(outcome).items():
-        console.print(f"{'[green]kept  [/green]' if met else '[red]BROKEN[/red]'} {promise:10} {text}", highlight=False)
-    console.print(f"\n{outcome['took_s']:.0f} s in all; report: {report_dir / 'report.html'}", highlight=False)
+        console.print(
+            f"{'[green]kept  [/green]' if met else '[red]BROKEN[/red]'} {promise:10} {text}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"\n{outcome['took_s']:.0f} s in all; report: {report_dir / 'report.html'}", highlight=False, soft_wrap=True
+    )
 
 
 def _forget_old_runs(work_dir: Path, keep: int = 2) -> None:
