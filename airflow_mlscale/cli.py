@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.DEBUG if options.verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
+    if not options.verbose:  # one line for each request, also while waiting for a service to start
+        logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         return int(options.run(options) or 0)
     except errors.MlscaleError as exc:
