@@ -32,7 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_module(module).add_commands(commands)
     options = parser.parse_args(arguments)
     logging.basicConfig(
-        level=logging.DEBUG if options.verbose else logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        level=logging.DEBUG if options.verbose else logging.INFO,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     if not options.verbose:  # one line for each request, also while waiting for a service to start
         logging.getLogger("httpx").setLevel(logging.WARNING)
