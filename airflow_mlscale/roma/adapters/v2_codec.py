@@ -8,9 +8,8 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Any
-
-import numpy as np
 
 from airflow_mlscale import errors
 from airflow_mlscale.roma import model
@@ -125,7 +124,7 @@ def _input(name: str, entry: dict[str, Any], tensor: tensors.Tensor, raw: memory
         raise errors.InvalidInputError(f"{field} data", None, "give the values, flat or nested")
     else:
         array = tensors.from_values(field, entry["data"], tensor).ravel()
-        if array.size != int(np.prod(shape, dtype=np.int64)):
+        if array.size != prod(shape):
             raise errors.InvalidInputError(f"{field} shape", shape, f"the data holds {array.size} values")
         array = array.reshape(shape)
     tensors.check_shape(f"{field} shape", array, tensor)

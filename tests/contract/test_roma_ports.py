@@ -1,0 +1,177 @@
+"""What every adapter of ROMA's ports and its fake must do alike."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from airflow_mlscale import errors
+from airflow_mlscale.roma import model, ports
+from airflow_mlscale.roma.adapters import sqlite_state, worker_process
+from tests.fakes import roma as fakes
+from tests.integration import roma_models
+
+SPEC = model.ModelSpec(
+    name="m", version="1", artefact="/m", objective=model.Objective(milliseconds=50), max_cores=1.5, fingerprint="f"
+)
+ORDER = ports.LoadOrder(name="m", version="7", artefact="/m", threads=2, max_batch=4, objective_s=0.1)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ports.StatePort]:
+    if request.param == "memory":
+        yield fakes.MemoryState()
+        return
+    store = sqlite_state.SqliteState(tmp_path / "state.sqlite")
+    yield store
+    store.close()
+
+
+def test_state_gives_back_what_was_saved(state: ports.StatePort) -> None:
+    full = model.Desired(
+        name="b", active=SPEC, candidate=replace(SPEC, version="2"), loaded=False, failure="why", failed_version="2"
+    )
+    empty = model.Desired(name="a")
+    state.save(full)
+    state.save(empty)
+    assert state.load() == [empty, full]
+
+
+def test_state_replaces_and_forgets(state: ports.StatePort) -> None:
+    state.save(model.Desired(name="m", candidate=SPEC))
+    state.save(model.Desired(name="m", active=SPEC))
+    assert state.load() == [model.Desired(name="m", active=SPEC)]
+    state.remove("m")
+    state.remove("m")
+    assert state.load() == []
+
+
+def test_sqlite_state_is_there_for_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    first = sqlite_state.SqliteState(path)
+    first.save(model.Desired(name="m", active=SPEC))  # never closed, as in a crash
+    assert sqlite_state.SqliteState(path).load() == [model.Desired(name="m", active=SPEC)]
+    first.close()
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("models")
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+    subprocess.run([sys.executable, roma_models.__file__, str(directory)], check=True, env=environment, timeout=180)
+    return directory
+
+
+@pytest.fixture(params=["fake", pytest.param("process", marks=pytest.mark.engine)])
+async def launched(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> AsyncIterator[tuple[ports.LauncherPort, ports.LoadOrder, ports.LoadOrder]]:
+    """A launcher with an order for a good model and one for a broken model."""
+    if request.param == "fake":
+        yield fakes.FakeLauncher(), ORDER, replace(ORDER, artefact="broken")
+        return
+    models: Path = request.getfixturevalue("artefacts")
+    launcher = worker_process.ProcessLauncher(tmp_path / "logs")
+    await launcher.open()
+    yield (
+        launcher,
+        replace(ORDER, artefact=str(models / "line1")),
+        replace(ORDER, artefact=str(models / "broken")),
+    )
+    await launcher.close()
+
+
+Launched = tuple[ports.LauncherPort, ports.LoadOrder, ports.LoadOrder]
+
+
+def call(value: float) -> model.Call:
+    body = {"inputs": [{"name": "x", "shape": [1, 3], "datatype": "FP32", "data": [value] * 3}]}
+    return model.Call("v2", json.dumps(body).encode())
+
+
+async def test_a_worker_loads_answers_in_order_and_ends(launched: Launched, tmp_path: Path) -> None:
+    launcher, good, _ = launched
+    worker = await launcher.launch("m", [])
+    states: list[model.State] = []
+    try:
+        loaded = await worker.load(good, states.append)
+        assert states == [model.State.LOADING, model.State.WARMING]
+        assert loaded.default_signature in loaded.signatures
+        assert loaded.batchable
+        assert set(loaded.service_s) >= {1, 2, 4}
+        futures = [worker.infer([call(value), call(value + 1)]) for value in (1.0, 5.0)]
+        served = await asyncio.gather(*futures)
+        assert [[answer.status for answer in one.answers] for one in served] == [[200, 200], [200, 200]]
+        assert all(one.service_s > 0 and one.cpu_s > 0 for one in served)
+    finally:
+        await worker.end()
+    assert worker.lost.done()
+    await worker.end()
+    with pytest.raises(ports.WorkerLostError):
+        await worker.infer([call(1)])
+
+
+async def test_a_broken_model_is_an_artefact_error(launched: Launched) -> None:
+    launcher, _, broken = launched
+    worker = await launcher.launch("m", [])
+    try:
+        with pytest.raises(errors.ModelArtefactError, match="TensorFlow cannot load it"):
+            await worker.load(broken, lambda state: None)
+    finally:
+        await worker.end()
+
+
+@pytest.mark.engine
+async def test_a_killed_process_is_lost_with_what_it_was_doing(tmp_path: Path, artefacts: Path) -> None:
+    launcher = worker_process.ProcessLauncher(tmp_path / "logs")
+    await launcher.open()
+    entry_file = tmp_path / "members"
+    worker = await launcher.launch("m", [entry_file])
+    try:
+        assert entry_file.read_text() == str(worker.pid)  # it joined its group before anything else
+        await worker.load(replace(ORDER, artefact=str(artefacts / "burner")), lambda state: None)
+        long = worker.infer([model.Call("tfs", json.dumps({"inputs": {"turns": 10**8}}).encode())])
+        os.kill(worker.pid, signal.SIGKILL)
+        with pytest.raises(ports.WorkerLostError, match=str(worker.pid)):
+            await asyncio.wait_for(long, 20)
+        assert str(worker.pid) in await worker.lost
+    finally:
+        await worker.end()
+        await launcher.close()
+
+
+@pytest.mark.engine
+async def test_one_bad_call_costs_its_neighbours_nothing(tmp_path: Path, artefacts: Path) -> None:
+    launcher = worker_process.ProcessLauncher(tmp_path / "logs")
+    await launcher.open()
+    worker = await launcher.launch("m", [])
+    try:
+        await worker.load(replace(ORDER, artefact=str(artefacts / "line1")), lambda state: None)
+        served = await worker.infer([call(1), model.Call("v2", b"{"), model.Call("tfs", b'{"instances": [[1, 1, 1]]}')])
+        assert [answer.status for answer in served.answers] == [200, 400, 200]
+        assert json.loads(served.answers[0].body)["outputs"][0]["data"] == [3.0, 3.0, 3.0]
+        assert json.loads(served.answers[2].body) == {"predictions": [[3.0, 3.0, 3.0]]}
+    finally:
+        await worker.end()
+        await launcher.close()
+
+
+@pytest.mark.engine
+async def test_a_worker_that_ends_before_its_first_word_is_reported_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    launcher = worker_process.ProcessLauncher(tmp_path / "logs")
+    await launcher.open()
+    with pytest.raises(ports.WorkerLostError, match=r"said nothing, see .*m\.log"):
+        await asyncio.wait_for(launcher.launch("m", []), 20)
+    await launcher.close()
