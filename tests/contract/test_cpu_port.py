@@ -52,10 +52,11 @@ def _observe_only(stack: ExitStack, tmp_path: Path) -> Rig:
     return Rig(observe_only.ObserveOnlyPort())
 
 
-def _lease_over_v1(stack: ExitStack, tmp_path: Path) -> Rig:
-    base = stack.enter_context(cpu_host.v1_base())
-    agent = stack.enter_context(cpu_agent.agent_process(tmp_path / "agent.sock", "--base", base))
-    return Rig(lease_client.LeasePort(agent.address))
+@pytest.fixture(scope="module")
+def agent_over_v1(tmp_path_factory: pytest.TempPathFactory) -> Iterator[cpu_agent.AgentProcess]:
+    socket = tmp_path_factory.mktemp("agent") / "agent.sock"
+    with cpu_host.v1_base() as base, cpu_agent.agent_process(socket, "--base", base) as agent:
+        yield agent
 
 
 def _lease_over_fake(stack: ExitStack, tmp_path: Path) -> Rig:
@@ -69,15 +70,19 @@ RIGS = {
     "cgroup-v1": _v1,
     "cgroup-v2": _v2,
     "observe-only": _observe_only,
-    "lease-v1": _lease_over_v1,
     "lease-fake": _lease_over_fake,
 }
+LEASE_OVER_V1 = "lease-v1"
+"""Over one agent process for all tests: it takes seconds to start."""
 
 
-@pytest.fixture(params=RIGS)
+@pytest.fixture(params=[*RIGS, LEASE_OVER_V1])
 def rig(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Rig]:
     with ExitStack() as stack:
-        rig = RIGS[request.param](stack, tmp_path)
+        if request.param == LEASE_OVER_V1:
+            rig = Rig(lease_client.LeasePort(request.getfixturevalue("agent_over_v1").address))
+        else:
+            rig = RIGS[request.param](stack, tmp_path)
         try:
             yield rig
         finally:
