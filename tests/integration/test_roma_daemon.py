@@ -272,6 +272,7 @@ def test_cores_follow_the_load_and_every_decision_is_written_down(daemon: roma_d
     quiet = 0.001
     before = daemon.status("line")["worker"]["pid"]
     assert daemon.deploy("line", artefacts / "line1", min_cores=quiet)["worker"]["pid"] == before  # not loaded again
+    daemon.until("line", lambda status: status["cores"]["guaranteed"] == quiet, "the least cores without load")
     with daemon.load("line", requests=20_000, clients=4) as report:
         busy = daemon.until("line", lambda status: (status["cores"]["guaranteed"] or 0) > quiet, "more cores")
         report(stop=True)
