@@ -19,7 +19,7 @@ class Watchdog:
     """
 
     def __init__(self, layout_arguments: Sequence[str]) -> None:
-        self._command = [sys.executable, "-m", "airflow_mlscale.cpu.watchdog", str(os.getpid()), *layout_arguments]
+        self._layout = list(layout_arguments)
         self._groups: set[str] = set()
         self._process: subprocess.Popen[bytes] | None = None
         self._pipe = -1
@@ -64,14 +64,14 @@ class Watchdog:
         if self._process:  # it was killed
             os.close(self._pipe)
             self._process.wait()
+        # The id now, not at construction: after a fork the fork is the owner, of a watchdog of its own.
+        command = [sys.executable, "-m", "airflow_mlscale.cpu.watchdog", str(os.getpid()), *self._layout]
         reading, self._pipe = os.pipe()
         # Inherited by the watchdog, so that there is no moment at its start when a signal could end it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, BLOCKED)
         try:
             # A session of its own: a signal to the owner's process group or terminal must not reach it.
-            self._process = subprocess.Popen(
-                self._command, stdin=reading, stdout=subprocess.DEVNULL, start_new_session=True
-            )
+            self._process = subprocess.Popen(command, stdin=reading, stdout=subprocess.DEVNULL, start_new_session=True)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
             os.close(reading)
