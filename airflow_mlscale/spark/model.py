@@ -102,8 +102,12 @@ class Plan:
     """Runs that it was learned from."""
 
     @property
+    def stages_core_s(self) -> float:
+        return sum(stage.core_s for stage in self.stages)
+
+    @property
     def core_s(self) -> float:
-        return self.startup_core_s + sum(stage.core_s for stage in self.stages)
+        return self.startup_core_s + self.stages_core_s
 
     @property
     def gaps_s(self) -> float:

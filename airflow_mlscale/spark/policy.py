@@ -18,6 +18,8 @@ IN_FLIGHT = 0.9
 """Part of a running task that may at most be taken for done before Spark reports its end."""
 BETA_RANGE = (0.3, 5.0)
 _FIRST_SIGN_CORE_S = 0.01
+_ANY = 10.0
+"""So many times the maximum is as good as any number."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class State:
 
     last: Decision | None = None
     used_core_s: float = 0.0
-    finished_core_s: float = -1.0
+    startup_core_s: float = 0.0
+    """Used before the first stage; says nothing about the cost of tasks."""
+    finished_core_s: float = 0.0
     """Profiled work of finished tasks when `beta` was last measured."""
     beta: float = 1.0
-    """Live core-seconds ÷ profiled core-seconds."""
+    """Live ÷ profiled core-seconds of tasks."""
     rate: smoothing.Ewma
     """Cores used while tasks run."""
     expected: smoothing.Ewma
@@ -81,8 +85,8 @@ class RemainingWork:
             decision = self._cold(high)
         else:
             state = self._calibrated(plan, seen, state)
-            work = remaining(plan, seen, beta=state.beta)
-            decision, state = self._warm(seen, state, work, high)
+            work = remaining(plan, seen, beta=state.beta, startup_core_s=state.startup_core_s, high=high)
+            decision, state = self._warm(plan, seen, state, work, high)
         decision = self._steady(decision, state.last)
         return decision, replace(state, last=decision, used_core_s=seen.used_core_s)
 
@@ -103,13 +107,16 @@ class RemainingWork:
 
     def _calibrated(self, plan: Plan, seen: Observation, state: State) -> State:
         """β is measured when tasks finish: in between, use grows and finished work does not."""
+        if not _begun(seen):
+            return replace(state, startup_core_s=seen.used_core_s)
         finished, _, prior = _accounted(plan, seen.progress)
-        if finished == state.finished_core_s or seen.used_core_s <= 0:
+        used = seen.used_core_s - state.startup_core_s
+        if finished == state.finished_core_s or used <= 0:
             return state
-        fraction = finished / plan.core_s if plan.core_s > 0 else 1.0
+        fraction = finished / plan.stages_core_s
         trust = self.settings.trust_core_s * (1 - fraction)  # the profile is believed less as evidence grows
         # Tasks that begin when others end have done nothing yet; those midway make β a little too high: safe.
-        beta = (seen.used_core_s + trust * prior) / max(1e-9, finished + trust)
+        beta = (used + trust * prior) / max(1e-9, finished + trust)
         # An overestimated profile saves nothing late in the job, but trusting it can miss the deadline.
         low = BETA_RANGE[0] + (1 - BETA_RANGE[0]) * fraction
         return replace(state, beta=min(BETA_RANGE[1], max(low, beta)), finished_core_s=finished)
@@ -125,46 +132,67 @@ class RemainingWork:
             reason="no profile yet: the full share, and this run is learned from",
         )
 
-    def _warm(self, seen: Observation, state: State, work: Work, high: float) -> tuple[Decision, State]:
+    def _warm(self, plan: Plan, seen: Observation, state: State, work: Work, high: float) -> tuple[Decision, State]:
         target_at = self.promise.started_at + self.settings.aim * self.promise.duration_s
         pieces = _scaled(work.pieces, state.beta)
         needed = deadline.cores_within(pieces, target_at - seen.now - work.gaps_s)
         finish_at = seen.now + work.gaps_s + deadline.duration_s(pieces, high)
+        amount = f"{needed:.2f} cores" if needed <= _ANY * high else f"more than {high:g} cores"
         base = Decision(
             guaranteed_cores=high,
             ceiling_cores=None,
-            needed_cores=min(needed, 1e6),  # stays a number in JSON
+            needed_cores=min(needed, _ANY * high),  # stays a number in JSON and in charts
             progress=work.fraction,
             finish_at=finish_at,
             at_risk=finish_at > self.promise.deadline_at,
-            reason=f"{state.beta * work.left_core_s:.1f} core-s left need {min(needed, 1e6):.2f} cores",
+            reason=f"{state.beta * work.left_core_s:.1f} core-s left need {amount}",
         )
+        if not _begun(seen):
+            return self._starting(plan, seen, base, high), state
+        if self._parked(seen) and needed <= self.settings.headroom * high:
+            return self._park(state, base, high), state
         if self.settings.mode is Mode.RESERVE:
             return self._reserve(seen, state, base, high), state
         return self._work_conserving(seen, state, base, high)
 
+    def _starting(self, plan: Plan, seen: Observation, base: Decision, high: float) -> Decision:
+        """Executors that start need CPU in time, not tasks: what is lost here no later share makes up for.
+
+        They never start under a small ceiling: their JVM would take long to warm up.
+        """
+        ceiling = high if self.settings.mode is Mode.RESERVE else None
+        if seen.used_core_s < _FIRST_SIGN_CORE_S:
+            cores, reason = self._least(), "no executor is there yet"
+        elif seen.elapsed_s >= plan.lead_s:
+            cores, reason = high, "executors start later than profiled"
+        else:
+            left = max(0.0, plan.startup_core_s - seen.used_core_s)
+            cores = max(base.needed_cores, left / max(1.0, plan.lead_s - seen.elapsed_s))
+            reason = f"executors are starting; {base.reason}"
+        return replace(
+            base, guaranteed_cores=min(high, max(self._least(), cores)), ceiling_cores=ceiling, reason=reason
+        )
+
+    def _park(self, state: State, base: Decision, high: float) -> Decision:
+        """No guarantee while the driver keeps the executors waiting; the ceiling stays for when it does not."""
+        ceiling = None
+        if self.settings.mode is Mode.RESERVE:
+            last = state.last.ceiling_cores if state.last else None
+            ceiling = max(self._least(), last or high)
+        return replace(
+            base, guaranteed_cores=self._least(), ceiling_cores=ceiling, reason="no stage is running: guarantee parked"
+        )
+
+    def _least(self) -> float:
+        return self.settings.low if self.settings.mode is Mode.RESERVE else self.settings.min_cores or 0.0
+
     def _reserve(self, seen: Observation, state: State, base: Decision, high: float) -> Decision:
-        low = self.settings.low
-        if seen.progress is None or not seen.progress.stages:
-            # A JVM that starts under a small quota takes long to warm up, and sizes its collector for it.
-            cores = low if self._empty(seen) else min(high, max(low, base.needed_cores))
-            reason = f"executors are starting, without a ceiling below {high:g} cores"
-            return replace(base, guaranteed_cores=cores, ceiling_cores=high, reason=reason)
-        if self._parked(seen):
-            ceiling = state.last.ceiling_cores if state.last else high
-            reason = "no stage is running: guarantee parked"
-            return replace(base, guaranteed_cores=low, ceiling_cores=max(low, ceiling or high), reason=reason)
-        usable = min(high, max(low, seen.progress.runnable_tasks or high))
-        cores = min(usable, max(low, base.needed_cores / _delivered(state)))
+        usable = min(high, max(self._least(), (seen.progress.runnable_tasks if seen.progress else 0) or high))
+        cores = min(usable, max(self._least(), base.needed_cores / _delivered(state)))
         return replace(base, guaranteed_cores=cores, ceiling_cores=cores)
 
     def _work_conserving(self, seen: Observation, state: State, base: Decision, high: float) -> tuple[Decision, State]:
-        least = self.settings.min_cores or 0.0
-        if self._empty(seen):
-            return replace(base, guaranteed_cores=least, reason="no executor is there yet"), state
-        if self._parked(seen):
-            return replace(base, guaranteed_cores=least, reason="no stage is running: guarantee parked"), state
-        needed = min(high, max(least, base.needed_cores))
+        needed = min(high, max(self._least(), base.needed_cores))
         rate = state.rate.value
         if needed > self.settings.headroom * high:
             decision = replace(base, guaranteed_cores=needed, reason=f"{base.reason}, close to all there are")
@@ -176,11 +204,7 @@ class RemainingWork:
         if seen.now - state.guaranteed_at < self.settings.settle_s:
             return replace(base, guaranteed_cores=needed, reason=f"{base.reason}; guaranteed for a while"), state
         reason = f"idle cycles suffice: {rate:.2f} cores for free, {base.needed_cores:.2f} needed"
-        return replace(base, guaranteed_cores=least, reason=reason), state
-
-    def _empty(self, seen: Observation) -> bool:
-        """Whether there is no executor yet that a guarantee could serve."""
-        return seen.used_core_s < _FIRST_SIGN_CORE_S and (seen.progress is None or not seen.progress.stages)
+        return replace(base, guaranteed_cores=self._least(), reason=reason), state
 
     def _parked(self, seen: Observation) -> bool:
         """Whether the driver has kept the executors waiting for a while."""
@@ -194,11 +218,14 @@ class RemainingWork:
         """The last share again, unless the change is worth an action."""
         cores = round(decision.guaranteed_cores, 2)
         ceiling = None if decision.ceiling_cores is None else max(cores, round(decision.ceiling_cores, 2))
-        if last and (last.ceiling_cores is None) == (ceiling is None) and min(cores, last.guaranteed_cores) > 0:
-            kept = smoothing.deadband(last.guaranteed_cores, cores, relative=self.settings.deadband, absolute=0.02)
-            if kept == last.guaranteed_cores:
-                cores, ceiling = kept, last.ceiling_cores
+        if last and self._near(last.guaranteed_cores, cores) and self._near(last.ceiling_cores, ceiling):
+            cores, ceiling = last.guaranteed_cores, last.ceiling_cores
         return replace(decision, guaranteed_cores=cores, ceiling_cores=ceiling)
+
+    def _near(self, last: float | None, proposed: float | None) -> bool:
+        if last is None or proposed is None or min(last, proposed) == 0:  # from and to nothing is always worth it
+            return last == proposed
+        return last == smoothing.deadband(last, proposed, relative=self.settings.deadband, absolute=0.02)
 
 
 def best_plan(profile: Profile | None, progress: Progress | None) -> Plan | None:
@@ -209,23 +236,25 @@ def best_plan(profile: Profile | None, progress: Progress | None) -> Plan | None
     return max(profile.plans, key=lambda plan: (len(seen & {s.key for s in plan.stages}), plan.core_s))
 
 
-def remaining(plan: Plan, seen: Observation, *, beta: float) -> Work:
-    """Done and remaining work of a plan.
+def remaining(plan: Plan, seen: Observation, *, beta: float, startup_core_s: float, high: float) -> Work:
+    """Done and remaining work of a plan's tasks.
 
     Finished tasks count as done; of running ones as much as the meter allows, never more than `IN_FLIGHT`.
     Profiled stages before the latest one seen that never came are dropped. Stages that no profile knows
     cost per task what the profile's mean task costs, once they are submitted: many of those that only
-    wait are skipped in the end.
+    wait are skipped in the end. The start of the executors is a gap: tasks wait for it.
     """
     stages = keyed(seen.progress.stages) if seen.progress else {}
     finished, in_flight, _ = _accounted(plan, seen.progress)
-    startup = plan.startup_core_s if not stages else 0.0
-    ceiling = IN_FLIGHT * (in_flight + startup)
-    extra = min(ceiling, max(0.0, seen.used_core_s / beta - finished))
-    begun = extra / (in_flight + startup) if in_flight + startup > 0 else 0.0
+    metered = max(0.0, (seen.used_core_s - startup_core_s) / beta - finished)
+    extra = min(IN_FLIGHT * in_flight, metered)
+    begun = extra / in_flight if in_flight > 0 else 0.0
 
-    pieces = [deadline.Piece(work_core_s=startup * (1 - begun), parallelism=2.0)] if startup else []
-    gaps_s = plan.tail_s + (max(0.0, plan.lead_s - seen.elapsed_s) if not stages else 0.0)
+    pieces: list[deadline.Piece] = []
+    gaps_s = plan.tail_s
+    if not stages:
+        startup_left = max(0.0, plan.startup_core_s - seen.used_core_s)
+        gaps_s += max(plan.lead_s - seen.elapsed_s, startup_left / high)
     latest = max((index for index, known in enumerate(plan.stages) if known.key in stages), default=-1)
     for index, known in enumerate(plan.stages):
         stage = stages.get(known.key)
@@ -240,6 +269,11 @@ def remaining(plan: Plan, seen: Observation, *, beta: float) -> Work:
     return Work(finished + extra, tuple(piece for piece in pieces if piece.work_core_s > 0), gaps_s)
 
 
+def _begun(seen: Observation) -> bool:
+    """Whether the first stage has come."""
+    return seen.progress is not None and bool(seen.progress.stages)
+
+
 def _piece(stage: Stage, core_s: float, begun: float) -> deadline.Piece:
     if not stage.running and stage.completed_at is not None:
         return deadline.Piece(work_core_s=0.0, parallelism=1.0)
@@ -251,8 +285,7 @@ def _piece(stage: Stage, core_s: float, begun: float) -> deadline.Piece:
 def _accounted(plan: Plan, progress: Progress | None) -> tuple[float, float, float]:
     """Profiled core-seconds of finished tasks and of running ones, and the live ÷ profiled input size."""
     stages = keyed(progress.stages) if progress else {}
-    finished = plan.startup_core_s if stages else 0.0
-    in_flight = 0.0
+    finished = in_flight = 0.0
     live_bytes = known_bytes = 0
     for known in plan.stages:
         stage = stages.get(known.key)
@@ -270,7 +303,7 @@ def _accounted(plan: Plan, progress: Progress | None) -> tuple[float, float, flo
 
 def _mean_task(plan: Plan) -> float:
     tasks = sum(stage.tasks for stage in plan.stages)
-    return sum(stage.core_s for stage in plan.stages) / tasks if tasks else 0.0
+    return plan.stages_core_s / tasks if tasks else 0.0
 
 
 def _scaled(pieces: Sequence[deadline.Piece], beta: float) -> tuple[deadline.Piece, ...]:

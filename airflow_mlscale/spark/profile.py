@@ -104,8 +104,7 @@ def _same_course(one: Plan, other: Plan) -> bool:
     """
     common = {stage.key for stage in one.stages} & {stage.key for stage in other.stages}
     return all(
-        sum(stage.core_s for stage in plan.stages if stage.key in common)
-        >= _SAME_COURSE * (plan.core_s - plan.startup_core_s)
+        sum(stage.core_s for stage in plan.stages if stage.key in common) >= _SAME_COURSE * plan.stages_core_s
         for plan in (one, other)
     )
 

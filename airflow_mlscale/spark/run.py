@@ -236,7 +236,7 @@ def earliest_finish_s(profile: Profile | None, cores: float) -> float | None:
     if plan is None:
         return None
     nothing = Observation(now=0.0, progress=None, used_core_s=0.0, elapsed_s=0.0)
-    work = policy.remaining(plan, nothing, beta=1.0)
+    work = policy.remaining(plan, nothing, beta=1.0, startup_core_s=0.0, high=cores)
     return work.gaps_s + deadline.duration_s(work.pieces, cores)
 
 

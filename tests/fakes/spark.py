@@ -20,7 +20,10 @@ class Part:
 
 @dataclass
 class SimulatedApplication:
-    """Runs its parts one after the other; tasks of a part are equal and start as slots become free."""
+    """Runs its parts one after the other; tasks of a part are equal and start as slots become free.
+
+    First the driver starts, then the executors, which need CPU for it; only then there is progress to read.
+    """
 
     parts: Sequence[Part]
     slots: int = 2
@@ -29,6 +32,7 @@ class SimulatedApplication:
     startup_core_s: float = 3.0
     now: float = 0.0
     used_core_s: float = 0.0
+    _startup_left_core_s: float = field(init=False)
     _index: int = -1
     _gap_left_s: float = field(init=False)
     _done_core_s: float = 0.0
@@ -38,6 +42,7 @@ class SimulatedApplication:
 
     def __post_init__(self) -> None:
         self._gap_left_s = self.lead_s
+        self._startup_left_core_s = self.startup_core_s
 
     @property
     def work_core_s(self) -> float:
@@ -51,7 +56,7 @@ class SimulatedApplication:
                 for n, part in enumerate(self.parts)
             ),
             startup_core_s=self.startup_core_s * scale,
-            lead_s=self.lead_s,
+            lead_s=self.lead_s + self.startup_core_s / self.slots,
             tail_s=self.tail_s,
         )
 
@@ -65,18 +70,25 @@ class SimulatedApplication:
         end = self.now + dt_s
         while self.now < end - 1e-9 and self.finished_at is None:
             if self._gap_left_s > 1e-9:
-                self._wait(min(end - self.now, self._gap_left_s), cores)
+                self._wait(min(end - self.now, self._gap_left_s))
+            elif self._startup_left_core_s > 1e-9:
+                self._start_executors(end - self.now, cores)
             elif self._index < 0 or self._stage_over():
                 self._next()
             else:
                 self._work(end - self.now, cores)
         self.now = end
 
-    def _wait(self, seconds: float, cores: float) -> None:
+    def _wait(self, seconds: float) -> None:
         self.now += seconds
         self._gap_left_s -= seconds
-        if self._index < 0 and self._gap_left_s <= 1e-9:
-            self.used_core_s += self.startup_core_s
+
+    def _start_executors(self, left_s: float, cores: float) -> None:
+        speed = min(cores, self.slots)
+        seconds = min(left_s, self._startup_left_core_s / speed) if speed > 0 else left_s
+        self._startup_left_core_s -= seconds * speed
+        self.used_core_s += seconds * speed
+        self.now += seconds
 
     def _stage_over(self) -> bool:
         return self._done_core_s >= self.parts[self._index].core_s - 1e-9

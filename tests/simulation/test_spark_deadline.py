@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 
@@ -117,6 +117,15 @@ def test_a_busy_host_costs_a_guarantee_but_not_the_deadline(shape: str, busy_fro
     assert outcome.finish_s <= deadline_s
     # A guarantee is paid for while it is unused, too: in waits for the next stage and before it is parked.
     assert outcome.granted_core_s < 1.6 * application.work_core_s
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_start_that_the_profile_did_not_know_is_made_up_for(shape: str) -> None:
+    deadline_s = 2.0 * fastest_s(shape)
+    application = SimulatedApplication(SHAPES[shape], startup_core_s=8.0)
+    plan = replace(application.plan(), startup_core_s=0.0, lead_s=5.0)
+    outcome = run(application, plan, deadline_s, mode="work_conserving", free=lambda _: 0.02)
+    assert outcome.finish_s <= deadline_s
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -66,49 +66,62 @@ def pieces_of(work: policy.Work) -> list[tuple[float, float]]:
     return [(piece.work_core_s, piece.parallelism) for piece in work.pieces]
 
 
+def left(observation: Observation, beta: float = 1.0) -> policy.Work:
+    """With 5 core-s used before the first stage."""
+    return policy.remaining(PLAN, observation, beta=beta, startup_core_s=5.0, high=2.0)
+
+
 def test_before_the_start_everything_is_left() -> None:
-    work = policy.remaining(PLAN, seen(now=2.0), beta=1.0)
-    assert pieces_of(work) == [(5.0, 2.0), (10.0, 10), (20.0, 4)]
+    work = left(seen(now=2.0))
+    assert pieces_of(work) == [(10.0, 10), (20.0, 4)]
     assert work.gaps_s == 8.0  # lead 6 − 2 gone, gap 3, tail 1
     assert work.fraction == 0.0
 
 
+def test_a_late_start_still_takes_its_time() -> None:
+    assert left(seen(now=9.0, used=1.0)).gaps_s == 6.0  # 4 core-s on 2 cores, gap 3, tail 1
+
+
 def test_finished_tasks_count_and_running_ones_only_as_metered() -> None:
     live = stage("read", 0, tasks=10, complete=4, active=2)
-    # finished: 5 (start) + 10·4/10 = 9; metered 10 → 1 of the 2 core-s in flight
-    work = policy.remaining(PLAN, seen(live, used=10.0), beta=1.0)
-    assert work.done_core_s == pytest.approx(10.0)
+    # finished: 10·4/10 = 4; metered 10 − 5 → 1 of the 2 core-s in flight
+    work = left(seen(live, used=10.0))
+    assert work.done_core_s == pytest.approx(5.0)
     assert pieces_of(work) == [(pytest.approx(5.0), 6), (20.0, 4)]  # 10·(6 − 0.5·2)/10
     assert work.gaps_s == 4.0
 
 
 def test_running_tasks_never_count_in_full() -> None:
     live = stage("read", 0, tasks=10, complete=4, active=2)
-    work = policy.remaining(PLAN, seen(live, used=1000.0), beta=1.0)
-    assert work.done_core_s == pytest.approx(9 + 0.9 * 2)
+    assert left(seen(live, used=1000.0)).done_core_s == pytest.approx(4 + 0.9 * 2)
 
 
 def test_a_profiled_stage_that_never_came_is_dropped() -> None:
     live = stage("write", 3, tasks=4, complete=0)
-    assert pieces_of(policy.remaining(PLAN, seen(live, used=5.0), beta=1.0)) == [(20.0, 4)]
+    assert pieces_of(left(seen(live, used=5.0))) == [(20.0, 4)]
 
 
 def test_a_new_stage_costs_what_the_mean_task_costs() -> None:
     live = stage("read", 0, tasks=10, complete=10, completed_at=9.0), stage("sort", 1, tasks=7, complete=0)
     # 30 core-s in 14 tasks: 7 tasks cost 15
-    assert pieces_of(policy.remaining(PLAN, seen(*live, used=15.0), beta=1.0)) == [(20.0, 4), (15.0, 7)]
+    assert pieces_of(left(seen(*live, used=15.0))) == [(20.0, 4), (15.0, 7)]
 
 
 def test_a_waiting_stage_that_no_profile_knows_is_not_counted() -> None:
     waiting = Stage(stage_id=1, name="sort", status=StageStatus.PENDING, tasks=7)
     live = stage("read", 0, tasks=10, complete=10, completed_at=9.0)
-    assert pieces_of(policy.remaining(PLAN, seen(live, waiting, used=15.0), beta=1.0)) == [(20.0, 4)]
+    assert pieces_of(left(seen(live, waiting, used=15.0))) == [(20.0, 4)]
+
+
+def started() -> policy.State:
+    """The state after a start that used 5 core-s in 6 s."""
+    return decide(seen(now=6.0, used=5.0))[1]
 
 
 def test_cores_are_work_over_time() -> None:
     live = stage("read", 0, tasks=10, complete=5)
-    # used 10 = 5 + 10·5/10: β is 1. 25 core-s in 64 s − 10 s − gaps 4 s
-    decision, _ = decide(seen(live, used=10.0), deadline_s=64.0)
+    # used 10 = 5 before + 10·5/10: β is 1. 25 core-s in 64 s − 10 s − gaps 4 s
+    decision, _ = decide(seen(live, used=10.0), started(), deadline_s=64.0)
     assert decision.needed_cores == pytest.approx(25 / 50)
     assert (decision.guaranteed_cores, decision.ceiling_cores) == (0.5, 0.5)
     assert decision.finish_at == pytest.approx(10 + 4 + 25 / 2)
@@ -117,9 +130,16 @@ def test_cores_are_work_over_time() -> None:
 
 def test_work_that_costs_twice_the_profile_asks_for_about_twice_the_cores() -> None:
     live = stage("read", 0, tasks=10, complete=10, completed_at=9.5)
-    _, state = decide(seen(live, used=30.0))
-    # finished 15 of 35 profiled: the profile still weighs 5·(1 − 15/35) = 2.86
-    assert state.beta == pytest.approx((30 + 2.857) / (15 + 2.857), abs=0.001)
+    _, state = decide(seen(live, used=25.0), started())
+    # finished 10 of 30 profiled, for 20: the profile still weighs 5·(1 − 10/30) = 3.33
+    assert state.beta == pytest.approx((20 + 3.333) / (10 + 3.333), abs=0.001)
+
+
+def test_a_costly_start_says_nothing_about_the_tasks() -> None:
+    live = stage("read", 0, tasks=10, complete=10, completed_at=9.5)
+    _, state = decide(seen(now=9.0, used=40.0))
+    _, state = decide(seen(live, used=50.0), state)
+    assert state.beta == pytest.approx(1.0)
 
 
 def test_a_profile_that_overestimates_is_not_trusted_late() -> None:
@@ -127,8 +147,8 @@ def test_a_profile_that_overestimates_is_not_trusted_late() -> None:
         stage("read", 0, tasks=10, complete=10, completed_at=8.0),
         stage("write", 1, tasks=4, complete=3, active=1),
     )
-    _, state = decide(seen(*late, used=15.0))  # 30 of 35 profiled are done, for 15
-    assert state.beta == pytest.approx(0.3 + 0.7 * 30 / 35)
+    _, state = decide(seen(*late, used=15.0), started())  # 25 of 30 profiled are done, for 10
+    assert state.beta == pytest.approx(0.3 + 0.7 * 25 / 30)
 
 
 def test_a_serial_stage_makes_the_others_hurry() -> None:
@@ -193,11 +213,38 @@ def test_one_task_left_is_not_worth_two_cores() -> None:
 
 def test_a_long_driver_gap_parks_the_guarantee_and_keeps_the_ceiling() -> None:
     over = stage("read", 0, tasks=10, complete=10, completed_at=10.0)
-    before, state = decide(seen(over, used=15.0, now=11.0), deadline_s=40.0)
+    before, state = decide(seen(over, used=15.0, now=11.0), started(), deadline_s=40.0)
     parked, _ = decide(seen(over, used=15.0, now=13.5), state, deadline_s=40.0)
     assert before.guaranteed_cores > 0.5
     assert parked.guaranteed_cores == 0.2
     assert parked.ceiling_cores == before.ceiling_cores
+
+
+def test_nothing_is_parked_when_time_is_short() -> None:
+    over = stage("read", 0, tasks=10, complete=10, completed_at=10.0)
+    short, _ = decide(seen(over, used=15.0, now=13.5), started(), deadline_s=25.0)
+    assert short.guaranteed_cores == 2.0
+
+
+@pytest.mark.parametrize(
+    ("now", "used", "cores"),
+    [
+        (2.0, 0.0, 0.2),  # no executor yet: the floor
+        (4.0, 2.0, 1.5),  # 3 core-s of the start left for 2 s
+        (7.0, 2.0, 2.0),  # should have started by now
+    ],
+)
+def test_executors_start_in_time_and_never_under_a_low_ceiling(now: float, used: float, cores: float) -> None:
+    decision, _ = decide(seen(now=now, used=used), deadline_s=500.0)
+    assert (decision.guaranteed_cores, decision.ceiling_cores) == (cores, 2.0)
+
+
+def test_the_ceiling_of_the_start_does_not_stay() -> None:
+    starting, state = decide(seen(now=2.0), deadline_s=200.0)
+    live = stage("read", 0, tasks=10, complete=0, active=2)
+    running, _ = decide(seen(live, used=5.0), state, deadline_s=200.0)
+    assert running.guaranteed_cores == starting.guaranteed_cores == 0.2
+    assert running.ceiling_cores == 0.2
 
 
 def test_idle_cycles_that_suffice_cost_nothing() -> None:
