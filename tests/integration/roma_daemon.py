@@ -54,11 +54,12 @@ class Daemon:
         if self.child:
             self.child.end()
 
-    def process(self) -> psutil.Process:
-        """The daemon itself, below its guard."""
+    def processes(self) -> list[psutil.Process]:
+        """The two guards, outer first, and the daemon itself."""
         assert self.child is not None
-        (process,) = psutil.Process(self.child.pid).children()
-        return process
+        outer = psutil.Process(self.child.pid)
+        (inner,) = outer.children()
+        return [outer, inner, min(inner.children(), key=psutil.Process.create_time)]
 
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         return httpx.request(method, self.url + path, timeout=60, trust_env=False, **arguments)
