@@ -34,6 +34,8 @@ class RunClient:
     run_store: Path
     max_segments: int = 5
     """Segments of one run, the first included; a run that is lost more often fails."""
+    restart_patience_s: float = 120.0
+    """How long a federation may take to come back before a lost run's next segment cannot be submitted."""
 
     def directory(self, run_id: str) -> run_directory.RunDirectory:
         """Where a run is recorded."""
@@ -59,7 +61,8 @@ class RunClient:
         if state is not None and state.status in (model.Status.REACHED, model.Status.LIMIT):
             log.info("run %s has already ended: %s", run.run_id, state.reason)
         elif job_id is not None and not directory.stop_asked() and not _halted(state, segment):
-            log.info("re-attached to run %s, segment %d, job %s", run.run_id, segment, job_id)
+            done = len(state.rounds) if state else 0
+            log.info("re-attached to run %s, segment %d, job %s, %d rounds done", run.run_id, segment, job_id, done)
         else:
             if known is None:
                 job_folder.check(run)
@@ -81,9 +84,9 @@ class RunClient:
             raise errors.FederatedRunFailedError(f"run {run_id} was lost {segment} times, last because: {reason}")
         log.warning("segment %d of run %s is lost (%s); submitting segment %d", segment, run_id, reason, segment + 1)
         if job_id:
-            with contextlib.suppress(errors.MlscaleError, RuntimeError):  # a job that is gone cannot be aborted
+            with contextlib.suppress(errors.MlscaleError):  # a job that is gone cannot be aborted
                 self.admin.abort(job_id)
-        self._submit(directory, run, segment + 1)
+        self._submit_patiently(directory, run, segment + 1)
         return segment + 1
 
     def stop(self, run_id: str, *, patience_s: float = 2.0) -> None:
@@ -148,9 +151,12 @@ class RunClient:
         return None
 
     def follower(self, run_id: str) -> Follower:
-        """Something to look at the run with, again and again."""
-        segment, job_id = self.directory(run_id).last_segment()
-        return Follower(self, run_id, watch.Watch(segment=segment, began_s=time.monotonic()), job_id)
+        """Something to look at the run with, again and again; it tells about rounds that are still to come."""
+        directory = self.directory(run_id)
+        segment, job_id = directory.last_segment()
+        state = directory.state()
+        done = len(state.rounds) if state else 0
+        return Follower(self, run_id, watch.Watch(segment=segment, began_s=time.monotonic()), job_id, rounds_seen=done)
 
     def _check(self, run: RunSettings) -> None:
         if not self.run_store.is_dir():
@@ -168,6 +174,19 @@ class RunClient:
                 "the federation",
                 f"connected are {known}; start sites or lower min_nodes",
             )
+
+    def _submit_patiently(self, directory: run_directory.RunDirectory, run: RunSettings, segment: int) -> None:
+        """Submit to a federation that may be restarting: the server, and then enough of its sites, come back."""
+        until = time.monotonic() + self.restart_patience_s
+        while True:
+            try:
+                self._check(run)
+                return self._submit(directory, run, segment)
+            except errors.TransientError as exc:
+                if time.monotonic() > until:
+                    raise
+                log.info("waiting for the federation: %s", exc)
+                time.sleep(exc.retry_after_s)
 
     def _submit(self, directory: run_directory.RunDirectory, run: RunSettings, segment: int) -> None:
         directory.withdraw_stop()

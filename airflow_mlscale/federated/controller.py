@@ -32,20 +32,19 @@ class SegmentController:
     now: Callable[[], float]
     """Wall time in seconds since the epoch."""
     _records: list[policy.SiteRecord] = field(init=False, default_factory=list)
+    _last_round_s: float | None = field(init=False, default=None)
 
     def play(self) -> model.RunState:
         """Play rounds to the end of the run; returns its last durable state."""
         state, weights = self._resume()
-        first = True
         while not (decided := policy.verdict(self.run, state, now=self.now())).ends:
             if self.store.stop_asked():
                 decided = policy.Verdict(model.Status.ABORTED, "asked to stop")
                 break
-            state, weights, failure = self._round(state, weights, first=first)
+            state, weights, failure = self._round(state, weights)
             if failure:
                 decided = policy.Verdict(model.Status.FAILED, failure)
                 break
-            first = False
         return self._end(state, decided)
 
     def _resume(self) -> tuple[model.RunState, ports.Weights]:
@@ -67,12 +66,14 @@ class SegmentController:
         )
         return state, self.evaluator.initial_weights() if weights is None else weights
 
-    def _round(
-        self, state: model.RunState, weights: ports.Weights, *, first: bool
-    ) -> tuple[model.RunState, ports.Weights, str | None]:
+    def _round(self, state: model.RunState, weights: ports.Weights) -> tuple[model.RunState, ports.Weights, str | None]:
         started = self.now()
         plan = policy.plan_round(
-            self.run, self._records, number=len(state.rounds) + 1, first_of_segment=first, left_s=self._left_s(started)
+            self.run,
+            self._records,
+            number=len(state.rounds) + 1,
+            last_round_s=self._last_round_s,
+            left_s=self._left_s(started),
         )
         answers = self.sites.train(plan, weights)
         self._records = policy.remember(self._records, plan, [answer.site for answer in answers])
@@ -80,6 +81,7 @@ class SegmentController:
             if self.store.stop_asked():  # the round was cut short on purpose
                 return state, weights, None
             return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
+        self._last_round_s = self.now() - started
         weights = policy.combine(answers)
         seen = self.evaluator.evaluate(weights)
         good = [answer for answer in answers if answer.error is None]

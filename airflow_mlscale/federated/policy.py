@@ -9,12 +9,16 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 from airflow_mlscale.federated import model
 from airflow_mlscale.federated.settings import RunSettings
 
+PATIENCE = 3.0
+"""A round with a quorum waits at most this many times as long as the last round took, …"""
+LEAST_PATIENCE_S = 5.0
+"""… and at least this long: a dead site costs one such wait, not a whole round timeout."""
 SILENT_AFTER = 1
 """Unanswered rounds in a row after which a site no longer counts for what is `enough`; it is still asked."""
 
@@ -32,6 +36,8 @@ class RoundPlan:
     """Answers without which the round does not count."""
     timeout_s: float
     """Seconds after which it closes in any case."""
+    patience_s: float = inf
+    """Seconds after which it closes if it has its quorum."""
     grace_fraction: float
     """Part of the time to `enough` answers that stragglers get on top."""
     local_epochs: int
@@ -57,7 +63,7 @@ def remember(sites: Sequence[SiteRecord], plan: RoundPlan, heard: Sequence[str])
 
 
 def plan_round(
-    settings: RunSettings, sites: Sequence[SiteRecord], *, number: int, first_of_segment: bool, left_s: float
+    settings: RunSettings, sites: Sequence[SiteRecord], *, number: int, last_round_s: float | None, left_s: float
 ) -> RoundPlan:
     """Whom to ask in the next round.
 
@@ -68,7 +74,7 @@ def plan_round(
         settings: of the run.
         sites: all sites of the segment.
         number: of the round, from 1; with the seed it decides the random choice.
-        first_of_segment: whether the sites still have to start.
+        last_round_s: how long the last round of this segment was open; None if the sites still have to start.
         left_s: seconds to the run's deadline, possibly infinite; a round never lasts longer.
     """
     lively = [site.name for site in sites if site.unanswered < SILENT_AFTER]
@@ -82,13 +88,15 @@ def plan_round(
     else:
         asked = (lively + silent)[: ceil(settings.cohort * settings.over_selection)]
         enough = min(settings.cohort, sum(name in lively for name in asked))
-    timeout_s = settings.round_timeout_s + (settings.start_allowance_s if first_of_segment else 0.0)
+    timeout_s = settings.round_timeout_s + (settings.start_allowance_s if last_round_s is None else 0.0)
+    patience_s = inf if last_round_s is None else max(LEAST_PATIENCE_S, PATIENCE * last_round_s)
     return RoundPlan(
         number=number,
         asked=tuple(sorted(asked)),
         enough=max(enough, settings.min_nodes),
         quorum=settings.min_nodes,
         timeout_s=max(0.0, min(timeout_s, left_s)),
+        patience_s=patience_s,
         grace_fraction=settings.grace_fraction,
         local_epochs=settings.local_epochs,
         batch_size=settings.batch_size,
@@ -107,9 +115,11 @@ def seconds_to_close(plan: RoundPlan, *, answered_after_s: Sequence[float], fail
     if len(answered_after_s) + failed >= len(plan.asked):
         return 0.0
     closes_at = plan.timeout_s
+    if len(answered_after_s) >= plan.quorum:
+        closes_at = min(closes_at, plan.patience_s)
     if len(answered_after_s) >= plan.enough:
-        at = sorted(answered_after_s)[plan.enough - 1]
-        closes_at = min(closes_at, at + max(1.0, plan.grace_fraction * at))
+        enough_at = sorted(answered_after_s)[plan.enough - 1]
+        closes_at = min(closes_at, enough_at + max(1.0, plan.grace_fraction * enough_at))
     return max(0.0, closes_at - elapsed_s)
 
 
@@ -164,4 +174,4 @@ def verdict(settings: RunSettings, state: model.RunState, *, now: float) -> Verd
 def with_round(state: model.RunState, target: model.Quality, done: model.Round) -> model.RunState:
     """The state after one more complete round."""
     best = done.number if target.better(done.value, state.best_value) else state.best_round
-    return replace(state, rounds=(*state.rounds, done), best_round=best or done.number, failed_rounds=0)
+    return replace(state, rounds=(*state.rounds, done), best_round=best or done.number, failed_rounds=0, reason="")

@@ -6,6 +6,7 @@ while a run is under way (`policy`) and anything that touches a file or a proces
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -71,58 +72,42 @@ class RunSettings:
     """How often the controller shows that it lives."""
 
     def __post_init__(self) -> None:
+        self._check_names()
+        self._check_sites()
+        for name in ("max_rounds", "local_epochs", "batch_size", "max_failed_rounds"):
+            _whole(getattr(self, name), name, 1)
+        for name, least in (("over_selection", 1.0), ("grace_fraction", 0.0), ("start_allowance_s", 0.0)):
+            _number(getattr(self, name), name, least)
+        _number(self.round_timeout_s, "round_timeout_s", 0.1)
+        _number(self.heartbeat_s, "heartbeat_s", 0.1)
+        _check(self.heartbeat_s <= 10, "heartbeat_s", self.heartbeat_s, "must be at most 10 seconds")
+
+    def _check_names(self) -> None:
         _check(
-            RUN_ID.fullmatch(self.run_id), "run_id", self.run_id, "use letters, digits, '.', '_' and '-', at most 100"
-        )
+            isinstance(self.run_id, str) and RUN_ID.fullmatch(self.run_id), "run_id", self.run_id,
+            "use letters, digits, '.', '_' and '-', at most 100",
+        )  # fmt: skip
         for name in ("model", "client_data", "evaluation_data"):
             value = getattr(self, name)
-            _check(
-                isinstance(value, str) and FUNCTION.fullmatch(value), name, value,
-                "write 'module:function', for example 'flight_model:build'",
-            )  # fmt: skip
+            well_formed = isinstance(value, str) and FUNCTION.fullmatch(value)
+            _check(well_formed, name, value, "write 'module:function', for example 'flight_model:build'")
         _check(isinstance(self.target, Quality), "target", self.target, "use Quality('accuracy', 0.9)")
-        _whole(self.max_rounds, "max_rounds", 1)
+        _check(
+            _is_json_object(self.data_args), "data_args", self.data_args, "must be a mapping of names to JSON values"
+        )
+        absolute = self.output_dir is None or (isinstance(self.output_dir, str) and self.output_dir.startswith("/"))
+        _check(absolute, "output_dir", self.output_dir, "must be an absolute path on the federation's server")
+
+    def _check_sites(self) -> None:
         _whole(self.min_nodes, "min_nodes", 1)
-        _whole(self.local_epochs, "local_epochs", 1)
-        _whole(self.batch_size, "batch_size", 1)
-        _whole(self.max_failed_rounds, "max_failed_rounds", 1)
         if self.cohort is not None:
             _whole(self.cohort, "cohort", 1)
             _check(self.cohort >= self.min_nodes, "cohort", self.cohort, f"must be at least min_nodes={self.min_nodes}")
         if self.sites is not None:
-            _check(
-                all(isinstance(s, str) and s for s in self.sites) and len(set(self.sites)) == len(self.sites),
-                "sites",
-                self.sites,
-                "give a list of different site names",
-            )
-            _check(
-                len(self.sites) >= (self.cohort or self.min_nodes),
-                "sites",
-                self.sites,
-                f"name at least {self.cohort or self.min_nodes} (min_nodes, cohort)",
-            )
-        _number(self.over_selection, "over_selection", 1.0)
-        _number(self.grace_fraction, "grace_fraction", 0.0)
-        _number(self.start_allowance_s, "start_allowance_s", 0.0)
-        _check(
-            _is_number(self.round_timeout_s) and self.round_timeout_s > 0,
-            "round_timeout_s",
-            self.round_timeout_s,
-            "must be > 0 seconds",
-        )
-        _check(
-            _is_number(self.heartbeat_s) and 0 < self.heartbeat_s <= 10,
-            "heartbeat_s",
-            self.heartbeat_s,
-            "must lie in (0, 10] seconds",
-        )
-        _check(
-            isinstance(self.data_args, Mapping) and all(isinstance(key, str) for key in self.data_args),
-            "data_args",
-            self.data_args,
-            "must be a mapping with string keys",
-        )
+            named = all(isinstance(site, str) and SITE.fullmatch(site) for site in self.sites)
+            _check(named and len(set(self.sites)) == len(self.sites), "sites", self.sites, "list site names, each once")
+            least = self.cohort or self.min_nodes
+            _check(len(self.sites) >= least, "sites", self.sites, f"name at least {least} (min_nodes, cohort)")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
@@ -170,6 +155,13 @@ RESERVED_SITES = frozenset({"server", "localhost", "admin", "all"})
 def _check(good: object, name: str, value: object, fix: str) -> None:
     if not good:
         raise errors.InvalidInputError(name, value, fix)
+
+
+def _is_json_object(value: object) -> bool:
+    try:
+        return isinstance(value, Mapping) and json.loads(json.dumps(dict(value))) == dict(value)
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_number(value: object) -> bool:

@@ -153,7 +153,6 @@ class FederatedTrainingOperator(BaseOperator):
         """Go on after the trigger: finish, or submit the run's next segment and wait again."""
         with translated():
             runs = self._attach(context, run_id, begin=False)
-            runs.follower(run_id).new_rounds(self.log.info)
             if event["progress"] == watch.Progress.ENDED:
                 return self._finish(context, run_id)
             if event["progress"] != watch.Progress.LOST:

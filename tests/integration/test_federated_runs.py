@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from airflow.sdk.exceptions import TaskDeferred
+from airflow.triggers.base import BaseTrigger
 
 from airflow_mlscale import errors
 from airflow_mlscale.federated import model
@@ -19,6 +23,7 @@ from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.operators.federated import FederatedTrainingOperator, Quality
 from airflow_mlscale.runtime import journal, processes
 from airflow_mlscale.sensors.federated import FederatedAccuracySensor
+from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
 from tests.fakes import federated_task
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(240)]
@@ -94,7 +99,8 @@ def test_reaches_its_target_stops_early_and_is_not_trained_twice(federation, tmp
 
     _check_signature(Path(result["saved_model"]))
     sensor = FederatedAccuracySensor(task_id="watch", run_id=result["run_id"], at_least=0.9)
-    assert result["run_id"] == sensor.execute(federated_task.context("watch"))["run_id"]
+    found = sensor.execute(federated_task.context("watch"))
+    assert found["value"] == result["rounds_table"][found["round"] - 1]["value"] >= 0.9
 
 
 def _check_signature(path: Path) -> None:
@@ -116,6 +122,12 @@ def test_a_killed_site_blocks_nothing_and_a_killed_server_job_goes_on_at_the_las
         processes.wait_until(lambda: "run_id" in context["ti"].pushed, what="submission", timeout_s=60)
         run_id = context["ti"].pushed["run_id"]
         directory = runs.directory(run_id)
+
+        sensor = FederatedAccuracySensor(task_id="watch", run_id=run_id, at_least=0.5, deferrable=True)
+        with pytest.raises(TaskDeferred) as deferred:
+            sensor.execute(federated_task.context("watch"))
+        fired = sensor.execute_complete({}, asyncio.run(_first_event(deferred.value.trigger)))
+        assert fired["value"] >= 0.5  # while the run goes on
 
         before = wait_for_rounds(runs, run_id, 3)
         _kill_site("c")
@@ -139,7 +151,7 @@ def test_a_killed_site_blocks_nothing_and_a_killed_server_job_goes_on_at_the_las
 def _kill_site(name: str) -> None:
     """Everything of the site but the guard and its restarting shell: as if its machine had crashed and come back."""
     guard = psutil.Process(processes.service(local_federation.SITE_SERVICE + name).pid)
-    shell = guard.children()[0]
+    shell = psutil.Process(processes.command_pid(guard.pid))
     for process in shell.children(recursive=True):
         process.kill()
 
@@ -155,16 +167,38 @@ def test_stops_below_its_target_at_a_limit_and_sensors_of_it_fail_at_once(federa
     sensor = FederatedAccuracySensor(task_id="watch", run_id=run_id, at_least=0.9999, timeout=60)
     with pytest.raises(Exception, match=rf"TargetNotReachedError: run {run_id} ended at accuracy"):
         sensor.execute(federated_task.context("watch"))
+    trigger = FederatedAccuracyTrigger(
+        run_id=run_id, condition=sensor.condition.to_json(), conn_id="mlscale_federated", poll_s=0.1
+    )
+    event = asyncio.run(_first_event(trigger))
+    assert (event["status"], event["error"]) == ("failed", "TargetNotReachedError")
     other_metric = FederatedAccuracySensor(task_id="watch", run_id=run_id, at_least=0.9, metric="auc", timeout=60)
     with pytest.raises(Exception, match=r"metric='auc'.*use that"):
         other_metric.execute(federated_task.context("watch"))
 
 
-def test_an_error_in_the_users_data_function_is_told_with_its_site(federation):
-    operator = training("broken", client_data="federated_blobs:broken")
+def test_an_error_in_the_users_data_function_is_told_with_its_site_to_a_deferred_task(federation):
+    context = federated_task.context("broken")
+    operator = training("broken", client_data="federated_blobs:broken", deferrable=True)
 
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.execute(context)
+    event = asyncio.run(_first_event(deferred.value.trigger))
+    assert event["progress"] == "ended"
+
+    resumed = training("broken", client_data="federated_blobs:broken", deferrable=True)
     with pytest.raises(errors.FederatedRunFailedError, match=r"no site could train: .*no data for [abc]"):
-        operator.execute(federated_task.context("broken"))
+        getattr(resumed, deferred.value.method_name)(context, event=event, **deferred.value.kwargs)
+
+
+async def _first_event(trigger: BaseTrigger):
+    """What the triggerer does: rebuild the trigger from what was stored, run it to its event."""
+    path, arguments = trigger.serialize()
+    module, _, name = path.rpartition(".")
+    rebuilt = getattr(importlib.import_module(module), name)(**json.loads(json.dumps(arguments)))
+    async for event in rebuilt.run():
+        return event.payload
+    return None
 
 
 def test_a_killed_task_ends_its_run(federation):

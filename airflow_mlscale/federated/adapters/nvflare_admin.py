@@ -6,7 +6,8 @@ import contextlib
 import json
 import logging
 import socket
-from collections.abc import Iterator, Sequence
+import ssl
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,17 @@ class NvflareAdmin:
         Raises:
             InvalidInputError: the directory is not an admin's start-up kit.
         """
-        path = self.kit / "startup" / "fed_admin.json"
+        startup = self.kit / "startup"
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))["admin"]
-            return {name: found[name] for name in ("username", "host", "port")}
+            found = json.loads((startup / "fed_admin.json").read_text(encoding="utf-8"))["admin"]
+            for name in ("client_cert", "client_key", "ca_cert"):
+                (startup / found[name]).stat()
+            return {name: found[name] for name in ("username", "host", "port", "client_cert", "client_key", "ca_cert")}
         except (OSError, ValueError, KeyError, TypeError) as exc:
             raise errors.InvalidInputError(
                 "admin_kit",
                 str(self.kit),
-                "name the directory of an NVFlare admin's start-up kit (it holds startup/fed_admin.json)",
+                "name the directory of an NVFlare admin's start-up kit (startup/fed_admin.json and its certificates)",
             ) from exc
 
     def submit(self, job: Path, token: str) -> str:
@@ -80,7 +83,9 @@ class NvflareAdmin:
         """A logged-in session; foreign errors leave as ours."""
         kit = self.check_kit()
         address = f"{kit['host']}:{kit['port']}"
-        self._knock(kit["host"], int(kit["port"]), address)
+        self._knock(kit, address)
+        if (nvflare_log := logging.getLogger("nvflare")).level == logging.NOTSET:
+            nvflare_log.setLevel(logging.WARNING)  # each login tells a dozen lines about its channel
         from nvflare.fuel.flare_api import api_spec
         from nvflare.fuel.flare_api.flare_api import new_secure_session
 
@@ -97,14 +102,32 @@ class NvflareAdmin:
             yield session
         except lost as exc:
             raise errors.UnreachableError("the federation server", address, START_HINT) from exc
+        except (api_spec.InvalidJobDefinition, api_spec.AuthorizationError) as exc:
+            raise errors.FederatedRunFailedError(f"the federation refuses: {exc}") from exc
+        except (api_spec.InternalError, RuntimeError) as exc:
+            raise errors.TransientError(f"the federation server at {address} could not do it: {exc}") from exc
         finally:
             with contextlib.suppress(Exception):  # the server may be gone by now
                 session.close()
 
-    def _knock(self, host: str, port: int, address: str) -> None:
-        """Fail at once if nobody listens: NVFlare itself would keep trying."""
+    def _knock(self, kit: Mapping[str, Any], address: str) -> None:
+        """Shake hands once with a time limit: NVFlare itself would wait for a dead or silent server for good."""
+        startup = self.kit / "startup"
         try:
-            socket.create_connection((host, port), timeout=self.login_timeout_s).close()
+            context = ssl.create_default_context(cafile=startup / kit["ca_cert"])
+            context.load_cert_chain(startup / kit["client_cert"], startup / kit["client_key"])
+        except (OSError, ValueError) as exc:
+            raise errors.InvalidInputError("admin_kit", str(self.kit), "its certificates cannot be read") from exc
+        context.check_hostname = False  # as NVFlare does: the identity is verified in the login
+        try:
+            with (
+                socket.create_connection((kit["host"], int(kit["port"])), timeout=self.login_timeout_s) as plain,
+                context.wrap_socket(plain),
+            ):
+                return
+        except ssl.SSLCertVerificationError as exc:
+            fix = f"the server at {address} is of another federation"
+            raise errors.InvalidInputError("admin_kit", str(self.kit), fix) from exc
         except OSError as exc:
             raise errors.UnreachableError("the federation server", address, START_HINT) from exc
 

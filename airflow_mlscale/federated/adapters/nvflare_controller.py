@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 # Executed only by NVFlare, which has to see the base class when it loads this module.
 from nvflare.apis.client import Client  # noqa: TID253
 from nvflare.apis.controller_spec import ClientTask, Task  # noqa: TID253
@@ -121,7 +123,7 @@ class NvflareSites:
         started = time.monotonic()
 
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
-            answer = _answer(client_task)
+            answer = _answer(client_task, weights)
             with heard:
                 answers.append((time.monotonic() - started, answer))
                 heard.notify()
@@ -150,7 +152,7 @@ def _question(plan: policy.RoundPlan, weights: ports.Weights) -> Shareable:
     return FLModelUtils.to_shareable(FLModel(params=wire.pack(weights), current_round=plan.number, meta=meta))
 
 
-def _answer(client_task: ClientTask) -> model.SiteAnswer:
+def _answer(client_task: ClientTask, sent: ports.Weights) -> model.SiteAnswer:
     site = client_task.client.name
     result, client_task.result = client_task.result, None
     if (code := result.get_return_code()) and code != ReturnCode.OK:
@@ -161,9 +163,20 @@ def _answer(client_task: ClientTask) -> model.SiteAnswer:
     if error := found.meta.get(wire.ERROR):
         return model.SiteAnswer(site=site, error=str(error)[:1000])
     samples, weights = found.meta.get(wire.SAMPLES), wire.unpack(found.params)
-    if not isinstance(samples, int) or samples < 1 or not weights:
-        return model.SiteAnswer(site=site, error=f"sent no weights or a bad sample count {samples!r}")
+    if not isinstance(samples, int) or samples < 1:
+        return model.SiteAnswer(site=site, error=f"sent a bad sample count {samples!r}")
+    if fault := _fault(weights, sent):
+        return model.SiteAnswer(site=site, error=fault)
     return model.SiteAnswer(
         site=site, samples=samples, loss=found.meta.get(wire.LOSS), train_s=float(found.meta.get(wire.SECONDS, 0.0)),
         weights=weights,
     )  # fmt: skip
+
+
+def _fault(weights: ports.Weights, sent: ports.Weights) -> str | None:
+    """Why a site's weights cannot be averaged: one bad site must not spoil the model."""
+    if [getattr(weight, "shape", None) for weight in weights] != [weight.shape for weight in sent]:
+        return "sent weights of other shapes than it was given"
+    if not all(np.isfinite(weight).all() for weight in weights if np.issubdtype(weight.dtype, np.floating)):
+        return "sent weights that are not finite"
+    return None

@@ -1,0 +1,157 @@
+"""What a DAG author can get wrong, and what the operator and the sensor tell Airflow."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+
+import pendulum
+import pytest
+from airflow.sdk.exceptions import AirflowFailException
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated.adapters import provisioning
+from airflow_mlscale.federated.model import Quality
+from airflow_mlscale.federated.settings import FederationSettings
+from airflow_mlscale.operators.federated import FederatedTrainingOperator
+from airflow_mlscale.runtime import processes
+from airflow_mlscale.sensors.federated import FederatedAccuracySensor
+from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger, FederatedRunTrigger
+from tests.fakes import federated_task
+
+
+def training(**changes) -> FederatedTrainingOperator:
+    return FederatedTrainingOperator(
+        **{
+            "task_id": "train",
+            "model": "json:loads",
+            "client_data": "json:loads",
+            "evaluation_data": "json:loads",
+            "target": Quality("accuracy", 0.9),
+            **changes,
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def provisioned(tmp_path_factory):
+    port = processes.free_port()
+    kits = provisioning.provision(tmp_path_factory.mktemp("kits") / "p", FederationSettings(sites=("a",)), port=port)
+    return SimpleNamespace(kit=kits.admin, port=port)
+
+
+@pytest.fixture
+def kit(provisioned, tmp_path, monkeypatch):
+    """A connection whose server does not answer: nobody listens on its port."""
+    extra = {"admin_kit": str(provisioned.kit), "run_store": str(tmp_path)}
+    monkeypatch.setenv("AIRFLOW_CONN_MLSCALE_FEDERATED", json.dumps({"conn_type": "mlscale_federated", "extra": extra}))
+    return SimpleNamespace(runs=tmp_path, port=provisioned.port, extra=extra)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("model", {"model": "json.loads"}),
+        ("target", {"target": 0.9}),
+        ("on_limit", {"on_limit": "ignore"}),
+        ("deadline", {"deadline": 60}),
+        ("deadline", {"deadline": timedelta(0)}),
+        ("deadline", {"deadline": datetime(2099, 1, 1)}),
+        ("min_nodes", {"min_nodes": 0}),
+        ("cohort", {"cohort": 1}),
+        ("over_selection", {"over_selection": 0.5}),
+        ("round_timeout_s", {"round_timeout": timedelta(0)}),
+    ],
+)
+def test_bad_arguments_are_refused_when_the_dag_is_parsed(field, changes):
+    with pytest.raises(errors.InvalidInputError) as refused:
+        training(**changes)
+    assert refused.value.field == field
+
+
+@pytest.mark.parametrize(
+    "deadline",
+    [
+        timedelta(minutes=5),
+        pendulum.duration(minutes=5),
+        pendulum.datetime(2099, 1, 1),
+        datetime(2099, 1, 1, tzinfo=UTC),
+        "{{ params.deadline }}",
+        None,
+    ],
+)
+def test_every_kind_of_deadline_is_taken(deadline):
+    assert training(deadline=deadline).deadline == deadline
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [
+        ("deadline", {"deadline": datetime(2001, 1, 1, tzinfo=UTC)}),
+        ("deadline", {"deadline": "next week"}),
+        ("sites", {"sites": []}),
+        ("output_dir", {"output_dir": "models"}),
+        ("data_args", {"data_args": {"x": object()}}),
+    ],
+)
+def test_what_is_only_known_at_run_time_fails_the_task_without_retries(kit, field, changes):
+    with pytest.raises(AirflowFailException, match=f"InvalidInputError: {field}="):
+        training(**changes).execute(federated_task.context("train"))
+    assert list(kit.runs.iterdir()) == []  # nothing left half-done
+
+
+def test_an_unreachable_server_is_worth_a_retry_and_leaves_nothing_behind(kit):
+    with pytest.raises(errors.UnreachableError, match=rf"localhost:{kit.port} does not answer: start it") as refused:
+        training().execute(federated_task.context("train"))
+    assert refused.value.retryable
+    assert list(kit.runs.iterdir()) == []
+
+
+@pytest.mark.parametrize("missing", ["admin_kit", "run_store"])
+def test_a_connection_without_an_extra_names_it(kit, monkeypatch, missing):
+    extra = {name: value for name, value in kit.extra.items() if name != missing}
+    monkeypatch.setenv("AIRFLOW_CONN_HALF", json.dumps({"conn_type": "mlscale_federated", "extra": extra}))
+    with pytest.raises(AirflowFailException, match=f"InvalidInputError: {missing}=None: set this extra"):
+        training(conn_id="half").execute(federated_task.context("train"))
+
+
+def test_runs_are_named_after_the_task_instance_not_after_the_try():
+    operator = training()
+    context = federated_task.context("train")
+    name = operator._name(context)
+    assert name == operator._name(context)
+    context["ti"].max_tries += 1  # cleared
+    assert name != operator._name(context)
+    context["ti"].max_tries -= 1
+    context["ti"].map_index = 3
+    assert name != operator._name(context)
+
+
+@pytest.mark.parametrize(
+    ("field", "changes"),
+    [("metric", {"metric": "acuracy"}), ("target", {"at_least": 1.5}), ("in_a_row", {"in_a_row": 0})],
+)
+def test_a_sensors_condition_is_checked_when_the_dag_is_parsed(field, changes):
+    with pytest.raises(errors.InvalidInputError) as refused:
+        FederatedAccuracySensor(**{"task_id": "watch", "run_id": "run", "at_least": 0.9, **changes})
+    assert refused.value.field == field
+
+
+def test_a_sensor_without_a_run_fails_and_one_for_a_run_to_come_waits(kit):
+    with pytest.raises(AirflowFailException, match="run_id=''"):
+        FederatedAccuracySensor(task_id="watch", run_id="", at_least=0.9).poke({})
+    assert not FederatedAccuracySensor(task_id="watch", run_id="later", at_least=0.9).poke({}).is_done
+
+
+@pytest.mark.parametrize(
+    "trigger",
+    [
+        FederatedRunTrigger(run_id="run", conn_id="c", poll_s=0.5),
+        FederatedAccuracyTrigger(run_id="run", condition=Quality("loss", 0.1).to_json(), conn_id="c"),
+    ],
+)
+def test_triggers_are_rebuilt_from_json(trigger):
+    path, arguments = trigger.serialize()
+    assert path == f"{type(trigger).__module__}.{type(trigger).__name__}"
+    assert type(trigger)(**json.loads(json.dumps(arguments))).serialize() == trigger.serialize()
