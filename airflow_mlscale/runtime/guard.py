@@ -68,7 +68,7 @@ def watch(inner: int, owner: int, signals: int, *, detached: bool, grace_s: floa
             detached = True  # once is enough
             with contextlib.suppress(ProcessLookupError):
                 os.kill(inner, signal.SIGTERM)
-        code = _reaped(inner)
+        code = _reaped().get(inner)
     end_descendants(grace_s)  # normally there are none: only if the inner process was killed
     return code
 
@@ -89,14 +89,15 @@ def run(command: list[str], outer: int, grace_s: float) -> int:
     except OSError as exc:
         print(f"guard: cannot start {command[0]!r}: {exc}", file=sys.stderr)
         return 127
-    while child.poll() is None:
+    code = None
+    while code is None:
         if any(number != signal.SIGCHLD for number in os.read(signals, 64)):
-            break
-    code = child.poll()
+            code = 128 + signal.SIGTERM
+        else:
+            code = _reaped().get(child.pid)
+    child.returncode = code  # its status was taken above
     end_descendants(grace_s)
-    if code is None:
-        return 128 + signal.SIGTERM
-    return code if code >= 0 else 128 - code
+    return code
 
 
 def end_descendants(grace_s: float) -> None:
@@ -114,8 +115,8 @@ def end_descendants(grace_s: float) -> None:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill() if late else process.terminate()
         psutil.wait_procs(alive, timeout=0.2)
-        _reap()
-    _reap()
+        _reaped()
+    _reaped()
 
 
 def _become_guard() -> int:
@@ -139,19 +140,20 @@ def _runs(process: object) -> bool:
         return False
 
 
-def _reaped(pid: int) -> int | None:
-    """Exit code of a child that has ended."""
-    ended, status = os.waitpid(pid, os.WNOHANG)
-    if not ended:
-        return None
-    code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+def _reaped() -> dict[int, int]:
+    """Exit codes of all children that have ended, by process id.
 
-
-def _reap() -> None:
+    Orphans that came to this process are among them: left as zombies, they would look alive to who ended them.
+    """
+    codes = {}
     with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
+        while True:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+            if not pid:
+                break
+            code = os.waitstatus_to_exitcode(status)
+            codes[pid] = code if code >= 0 else 128 - code
+    return codes
 
 
 if __name__ == "__main__":

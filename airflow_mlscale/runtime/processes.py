@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -183,9 +184,10 @@ def end_service(name: str, *, timeout_s: float = 30.0) -> bool:
             process = psutil.Process(found.pid)
             everything = [process, *_below(found.pid)]
             process.send_signal(signal.SIGTERM)
-            _, left = psutil.wait_procs(everything, timeout=timeout_s)
-            _kill(left)
-            psutil.wait_procs(left, timeout=5)
+            if not _ended(process, timeout_s):  # a guard ends after all that is below it
+                _kill(everything)
+                for straggler in everything:
+                    _ended(straggler, 5.0)
     _record_path(name).unlink(missing_ok=True)
     return found is not None
 
@@ -210,6 +212,18 @@ def wait_until(
         if time.monotonic() > deadline:
             raise errors.TransientError(f"{what} was not ready after {timeout_s:.0f} s{_tail(log_path)}")
         time.sleep(poll_s)
+
+
+def _ended(process: psutil.Process, timeout_s: float) -> bool:
+    """Wait for a process that is not a child of this one; one that nobody has reaped yet has ended too."""
+    try:
+        handle = os.pidfd_open(process.pid)
+    except ProcessLookupError:
+        return True
+    try:
+        return bool(select.select([handle], [], [], timeout_s)[0])
+    finally:
+        os.close(handle)
 
 
 def _below(pid: int) -> list[psutil.Process]:

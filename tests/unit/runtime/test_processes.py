@@ -266,3 +266,33 @@ def test_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert processes.home() == tmp_path
     monkeypatch.delenv("MLSCALE_HOME")
     assert processes.home() == Path.home() / ".mlscale"
+
+
+ORPHAN_MAKER = """
+import os, sys, time
+pid = os.fork()
+if pid == 0:
+    os.setsid()
+    if os.fork() == 0:
+        open(sys.argv[1], 'w').write(str(os.getpid()))
+        os._exit(0)
+    os._exit(0)
+os.waitpid(pid, 0)
+time.sleep(600)
+"""
+
+
+def test_a_guard_reaps_orphans_while_its_command_runs(tmp_path: Path) -> None:
+    """An orphan left as a zombie would look alive to everybody who waits for its end."""
+    note = tmp_path / "orphan"
+    child = processes.spawn("c", [sys.executable, "-c", ORPHAN_MAKER, str(note)], grace_s=1.0)
+    try:
+        processes.wait_until(
+            lambda: note.exists() and bool(text := note.read_text()) and not psutil.pid_exists(int(text)),
+            what="reaping of the orphan",
+            timeout_s=30,
+            poll_s=0.02,
+        )
+        assert child.poll() is None
+    finally:
+        child.end()
