@@ -23,6 +23,10 @@ def v1_base() -> Iterator[str]:
     if cgroup_v1.find(base) is None:
         pytest.skip("no writable cgroup v1 cpu and cpuacct hierarchies on this machine")
     roots = {mounts.v1_mount(controller) for controller in ("cpu", "cpuacct")}
+    cpu = mounts.v1_mount("cpu")
+    assert cpu is not None
+    # What is measured inside must not depend on what else the machine does.
+    (cpu / base / "cpu.shares").write_text("16384")
     try:
         yield base
     finally:
