@@ -179,3 +179,9 @@ def test_a_server_that_does_not_answer_is_named_with_its_address_and_the_fix(tmp
     ):
         nvflare_admin.NvflareAdmin(kits.admin, login_timeout_s=1.0).sites()
     assert kits.root.parent.stat().st_mode & 0o777 == 0o700  # private keys
+
+
+def test_what_a_users_function_raises_is_told_with_its_name_and_is_final():
+    with pytest.raises(errors.FederatedRunFailedError, match=r"model='json:loads' raised JSONDecodeError") as failed:
+        user_functions.call("model", "json:loads", "{")
+    assert not failed.value.retryable

@@ -25,7 +25,7 @@ def build(run: RunSettings) -> Any:
 
     keras.utils.set_random_seed(run.seed)
     function = user_functions.load("model", run.model)
-    built = function(**user_functions.accepted(function, run.data_args))
+    built = user_functions.call("model", run.model, **user_functions.accepted(function, run.data_args))
     if not isinstance(built, keras.Model):
         raise errors.InvalidInputError(
             "model", run.model, f"must return a keras.Model, returned {type(built).__name__}"
@@ -43,8 +43,8 @@ class KerasEvaluator:
     def __init__(self, run: RunSettings) -> None:
         self._run = run
         self._model = build(run)
-        function = user_functions.load("evaluation_data", run.evaluation_data)
-        self._x, self._y = user_functions.arrays("evaluation_data", run.evaluation_data, function(**run.data_args))
+        held_out = user_functions.call("evaluation_data", run.evaluation_data, **run.data_args)
+        self._x, self._y = user_functions.arrays("evaluation_data", run.evaluation_data, held_out)
         self._initial = self._model.get_weights()
         name = run.target.metric
         self._model.compile(
@@ -52,7 +52,7 @@ class KerasEvaluator:
         )
         try:
             self._evaluate(self._x[:64], self._y[:64])
-        except (ValueError, TypeError, KeyError) as exc:
+        except Exception as exc:  # Keras and TensorFlow raise a dozen kinds
             raise errors.InvalidInputError(
                 "metric", name, f"cannot be computed for this model and its evaluation data ({exc})"
             ) from exc

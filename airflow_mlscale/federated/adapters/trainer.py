@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +31,9 @@ class Trainer:
 
         _limit_threads()
         self.model = keras_model.build(run)
-        function = user_functions.load("client_data", run.client_data)
-        self.x, self.y = user_functions.arrays("client_data", run.client_data, function(site, **run.data_args))
-        keras.utils.set_random_seed(abs(hash((run.seed, site))) % 2**31)
+        own = user_functions.call("client_data", run.client_data, site, **run.data_args)
+        self.x, self.y = user_functions.arrays("client_data", run.client_data, own)
+        keras.utils.set_random_seed(zlib.crc32(f"{run.seed}/{site}".encode()) % 2**31)
         log.info("%s holds %d samples", site, len(self.x))
 
     def train(self, weights: list[Any], *, epochs: int, batch_size: int) -> tuple[list[Any], float, float]:

@@ -37,6 +37,20 @@ def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
     return {name: value for name, value in arguments.items() if name in names}
 
 
+def call(field: str, path: str, *arguments: Any, **named: Any) -> Any:
+    """Load and call a function of the user.
+
+    Raises:
+        InvalidInputError: it cannot be loaded.
+        FederatedRunFailedError: it raised; another try would raise again.
+    """
+    function = load(field, path)
+    try:
+        return function(*arguments, **named)
+    except Exception as exc:  # whatever the user's code raises
+        raise errors.FederatedRunFailedError(f"{field}={path!r} raised {type(exc).__name__}: {exc}") from exc
+
+
 def arrays(field: str, path: str, found: Any) -> tuple[Any, Any]:
     """Check what a data function returned: two arrays of the same, positive length.
 
