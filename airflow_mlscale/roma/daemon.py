@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import fcntl
 import logging
+import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -36,7 +37,7 @@ def serve(config: settings.Settings, port: cpu.CpuPort) -> None:
     """
     import uvloop
 
-    with _locked(config.state_dir), _listening(config.gateway) as listener:
+    with _locked(config.state_dir), listening(config.gateway) as listener:
         uvloop.run(_serve(config, port, listener))
 
 
@@ -57,9 +58,14 @@ async def _serve(config: settings.Settings, port: cpu.CpuPort, listener: socket.
                 timeout_graceful_shutdown=int(config.gateway.drain_s),
             )
         )
+        # uvicorn would send itself the signal again once it has stopped serving, before the workers are drained.
+        server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign, assignment]
+        for each in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(each, server.handle_exit, each, None)
         host, number = listener.getsockname()[:2]
         log.info("ROMA serves on http://%s:%d, state in %s", host, number, config.state_dir)
         await server.serve(sockets=[listener])
+        log.info("ROMA stops: no new requests; its workers finish what they accepted")
 
 
 @contextlib.asynccontextmanager
@@ -99,7 +105,12 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
 
 
 @contextlib.contextmanager
-def _listening(gateway_settings: settings.GatewaySettings) -> Iterator[socket.socket]:
+def listening(gateway_settings: settings.GatewaySettings) -> Iterator[socket.socket]:
+    """The socket of the gateway, bound.
+
+    Raises:
+        InvalidInputError: the address is taken or not of this machine.
+    """
     host, number = gateway_settings.host, gateway_settings.port
     try:
         family, kind, _, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]

@@ -79,11 +79,16 @@ def _serve(options: argparse.Namespace) -> int:
 def _up(options: argparse.Namespace) -> int:
     import httpx
 
+    from airflow_mlscale.roma import daemon
+
     config = _config(options)
     address = f"http://{_reachable(config.gateway.host)}:{options.port}"
     if found := processes.service(SERVICE):
         print(f"ROMA already serves on {found.details['address']}")
         return 0
+    # Another server on this port would answer the question below and look like ours.
+    with daemon.listening(config.gateway):
+        pass
     log_path = processes.home() / "logs" / "roma.log"
     command = [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", *_arguments(options)]
     service = processes.detach(SERVICE, command, details={"address": address}, log_path=log_path)

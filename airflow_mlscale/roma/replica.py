@@ -7,6 +7,7 @@ Event-driven: `Replica.pump` moves requests from the line to the worker whenever
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -92,6 +93,7 @@ class Replica:
         self._worker: ports.WorkerPort | None = None
         self._worker_cpu_s: float | None = None
         self._executing: dict[asyncio.Future[ports.Served], list[Request]] = {}
+        self._hung: set[asyncio.Task[None]] = set()
         self._left: deque[Request] = deque()
         """What a dead worker left: each runs alone, since one of them may have killed it."""
         self._timer: asyncio.TimerHandle | None = None
@@ -167,7 +169,10 @@ class Replica:
                 break
             future = self._worker.infer([request.call for request in batch])
             self._executing[future] = batch
-            future.add_done_callback(self._executed)
+            watch = asyncio.get_running_loop().call_later(
+                self._config.worker.execution_timeout_s, self._replace_worker, self._worker
+            )
+            future.add_done_callback(functools.partial(self._executed, watch))
         self._set_timer()
         if not self.waiting and not self._executing:
             self._drained.set()
@@ -208,7 +213,15 @@ class Replica:
         )
         return self.queue.take(count)
 
-    def _executed(self, future: asyncio.Future[ports.Served]) -> None:
+    def _replace_worker(self, worker: ports.WorkerPort) -> None:
+        """Its supervisor starts another once it has ended."""
+        log.error("%s: worker %d hangs in an execution; ending it", self.spec.name, worker.pid)
+        task = asyncio.ensure_future(worker.end())
+        self._hung.add(task)
+        task.add_done_callback(self._hung.discard)
+
+    def _executed(self, watch: asyncio.TimerHandle, future: asyncio.Future[ports.Served]) -> None:
+        watch.cancel()
         batch = self._executing.pop(future)
         now = time.monotonic()
         if future.cancelled() or future.exception():

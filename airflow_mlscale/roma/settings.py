@@ -132,6 +132,8 @@ class WorkerSettings:
     """Longest pause."""
     settled_after_s: float = 60.0
     """A worker that lived this long begins again at the first pause."""
+    execution_timeout_s: float = 300.0
+    """A worker that is busy with one execution for longer counts as hung and is replaced."""
     drain_s: float = 30.0
     """How long the worker of a replaced version may go on with what it had accepted."""
 

@@ -283,6 +283,22 @@ def test_cores_follow_the_load_and_every_decision_is_written_down(daemon: roma_d
     assert raised[-1]["seen"]["cpu_ms_per_request"] > 0
 
 
+def test_a_daemon_that_is_told_to_stop_finishes_what_it_accepted(tmp_path: Path, artefacts: Path) -> None:
+    with roma_daemon.running(tmp_path) as one, ThreadPoolExecutor(1) as client:
+        one.deploy("burner", artefacts / "burner", objective={"milliseconds": 60_000}, max_cores=1)
+        worker = psutil.Process(one.status("burner")["worker"]["pid"])
+        body = {"inputs": {"turns": 30_000}}
+        sent = client.submit(one.call, "POST", "/v1/models/burner:predict", json=body)
+        one.until("burner", lambda status: status["queue"]["executing"] == 1, "an execution")
+        process = one.processes()[-1]
+        process.terminate()
+        answer = sent.result()
+        assert (answer.status_code, answer.json()) == (200, {"outputs": 96.0})  # the trace of a 96×96 identity
+        psutil.wait_procs([process], timeout=30)
+        assert ended(process)
+        assert ended(worker)
+
+
 def ended(process: psutil.Process) -> bool:
     try:
         return process.status() == psutil.STATUS_ZOMBIE

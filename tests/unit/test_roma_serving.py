@@ -293,5 +293,19 @@ async def test_a_later_order_takes_the_place_of_one_still_loading(
     assert loading.ended
 
 
+async def test_a_hung_worker_is_replaced(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> None:
+    models = make(launcher, store, replace(CONFIG, worker=replace(CONFIG.worker, execution_timeout_s=0.05)))
+    one = await deploy(models)
+    launcher.automatic = False
+    pending = ask(one, deadline_s=LONG_S)
+    hung = launcher.last
+    while launcher.last is hung or not launcher.last.batches:
+        await asyncio.sleep(0.001)
+    launcher.last.answer()
+    assert (await pending).status == 200
+    assert hung.ended
+    await models.end()
+
+
 def test_lost_workers_are_worth_another_try() -> None:
     assert ports.WorkerLostError("x").retryable
