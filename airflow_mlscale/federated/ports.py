@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from airflow_mlscale.federated import model, policy, settings
+from airflow_mlscale.federated import model, policy
 
 Weights = Sequence[Any]
 """NumPy arrays in the model's own order."""
@@ -81,9 +81,3 @@ class FederationAdmin(Protocol):
 
     def sites(self) -> Sequence[str]:
         """Sites that are connected now."""
-
-
-class JobRenderer(Protocol):
-    """Turns settings into a folder that the engine can run."""
-
-    def __call__(self, run: settings.RunSettings, segment: int, run_dir: Path, folder: Path) -> Path: ...

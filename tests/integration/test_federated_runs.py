@@ -45,7 +45,14 @@ def federation(tmp_path_factory):
         everything = [*services, *(below for each in services for below in each.children(recursive=True))]
         local_federation.down()
         patch.undo()
-        assert [process for process in everything if process.is_running()] == []  # grandchildren of jobs too
+        assert [process for process in everything if _alive(process)] == []  # grandchildren of jobs too
+
+
+def _alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def training(task_id: str, **arguments) -> FederatedTrainingOperator:
