@@ -38,6 +38,8 @@ class Job:
     name: str
     group: str
     """CPU group of its executors."""
+    driver_group: str | None
+    """CPU group of its driver; None when the driver is in the executors' group or in none."""
     promise: Promise
     profile: Profile | None
     settings: DeadlineSettings
@@ -62,12 +64,13 @@ class DeadlineController:
 
     latest: Progress | None = field(default=None, init=False)
     granted_core_s: float = field(default=0.0, init=False)
-    """Guarantees so far, integrated over time: what the application cost others."""
+    """Guarantees so far, the driver's too, integrated over time: what the application cost others."""
     used_core_s: float = field(default=0.0, init=False)
     _ledger: profiles.Ledger = field(default_factory=profiles.Ledger, init=False)
     _booked: Progress | None = field(default=None, init=False)
     _base_core_s: float = field(default=0.0, init=False)
     _share: CpuShare = field(default=UNMANAGED, init=False)
+    _driver_cores: float = field(default=0.0, init=False)
     _share_at: float = field(default=0.0, init=False)
     _submitted_at: float = field(default=0.0, init=False)
     _seen: Observation | None = field(default=None, init=False)
@@ -82,7 +85,8 @@ class DeadlineController:
         Raises:
             AdmissionRefusedError: the host cannot guarantee the least cores.
         """
-        self.cpu.open(self.job.group)
+        for group in self._groups():
+            self.cpu.open(group)
         try:
             self._base_core_s = self.cpu.usage(self.job.group).used_core_s
             self._submitted_at = self._share_at = self.clock.now()
@@ -96,7 +100,7 @@ class DeadlineController:
             self._apply(first)
             self._start(policy, state)
         except BaseException:
-            self.cpu.close(self.job.group)
+            self._close()
             raise
         return self
 
@@ -112,13 +116,20 @@ class DeadlineController:
             self.cpu.apply(self.job.group, UNMANAGED)  # nothing slows the executors' own shutdown
             self._wait_until_empty()
         finally:
-            self.cpu.close(self.job.group)
+            self._close()
+
+    def _close(self) -> None:
+        for group in self._groups():
+            self.cpu.close(group)
+
+    def _groups(self) -> list[str]:
+        return [group for group in (self.job.group, self.job.driver_group) if group]
 
     def _wait_until_empty(self) -> None:
         """Executors end a moment after their driver; an empty group is removed for good at once."""
         try:
             processes.wait_until(
-                lambda: not any(group.members for group in self.cpu.groups() if group.name == self.job.group),
+                lambda: not any(group.members for group in self.cpu.groups() if group.name in self._groups()),
                 what=f"the end of the executors of {self.job.name}",
                 timeout_s=LAST_EXECUTOR_S,
             )
@@ -155,19 +166,22 @@ class DeadlineController:
     def _apply(self, decision: Decision) -> None:
         wanted = CpuShare(guaranteed_cores=decision.guaranteed_cores, ceiling_cores=decision.ceiling_cores)
         settings = self.job.settings
-        terms = Terms(
-            minimum_cores=min(settings.min_cores or 0.0, wanted.guaranteed_cores),
-            deadline_at=self.job.promise.deadline_at,
-            ttl_s=settings.ttl_s,
-        )
+        deadline_at, ttl_s = self.job.promise.deadline_at, settings.ttl_s
+        minimum = min(settings.min_cores or 0.0, wanted.guaranteed_cores)
+        terms = Terms(minimum_cores=minimum, deadline_at=deadline_at, ttl_s=ttl_s)
         self._integrate()
         # Applied at every step, changed or not: it renews a lease and repairs what others did to the group.
         self._share = self.cpu.apply(self.job.group, wanted, terms)
+        if self.job.driver_group:
+            share = CpuShare(guaranteed_cores=decision.driver_cores)
+            granted = self.cpu.apply(self.job.driver_group, share, Terms(deadline_at=deadline_at, ttl_s=ttl_s))
+            self._driver_cores = granted.guaranteed_cores
         self._record(decision)
 
     def _integrate(self) -> None:
         now = self.clock.now()
-        self.granted_core_s += self._share.guaranteed_cores * max(0.0, now - self._share_at)
+        guaranteed = self._share.guaranteed_cores + self._driver_cores
+        self.granted_core_s += guaranteed * max(0.0, now - self._share_at)
         self._share_at = now
 
     def _record(self, decision: Decision) -> None:
@@ -194,6 +208,7 @@ class DeadlineController:
             decided={
                 "guaranteed_cores": round(self._share.guaranteed_cores, 3),
                 "ceiling_cores": self._share.ceiling_cores,
+                "driver_cores": round(self._driver_cores, 3),
                 "needed_cores": round(decision.needed_cores, 3),
                 "finish_s": None if decision.finish_at is None else round(decision.finish_at - promise.started_at, 1),
                 "at_risk": decision.at_risk,

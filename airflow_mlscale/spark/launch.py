@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 from airflow_mlscale import errors
-from airflow_mlscale.spark.adapters import cluster, entry, master, rest
+from airflow_mlscale.spark.adapters import cluster, master, rest
 from airflow_mlscale.spark.adapters.install import Install
 
 LOOPBACK = "127.0.0.1"
@@ -90,24 +89,17 @@ def properties(
 def environment(
     where: Target, install: Install, *, entry_env: Mapping[str, str], given: Mapping[str, str]
 ) -> dict[str, str]:
-    """The environment of spark-submit and the driver."""
+    """The environment of spark-submit and the driver, which enters the group of ``entry_env``."""
     env = {**install.env(), **given}
     if where.loopback:
         env.setdefault("SPARK_LOCAL_IP", LOOPBACK)  # or the driver's web page would listen on every address
-    if where.local_mode:
-        env |= entry_env
-    return env
+    return {**env, **entry_env}
 
 
 def ui_address(where: Target, properties_: Mapping[str, str], env: Mapping[str, str]) -> str:
     """Where the driver's web page, and with it its REST API, will be."""
     host = env.get("SPARK_LOCAL_IP") or LOOPBACK
     return f"http://{host}:{properties_['spark.ui.port']}"
-
-
-def entry_environment(where: Target, entry_files: tuple[Path, ...], java_home: Path) -> Mapping[str, str]:
-    """What lets executors enter their group; nothing when they run on other hosts, where the group is not."""
-    return entry.env(entry_files, java_home) if where.here else {}
 
 
 def _is_loopback(host: str) -> bool:

@@ -166,6 +166,8 @@ class Decision:
     """Predicted end at the full share; None without a profile."""
     at_risk: bool
     reason: str
+    driver_cores: float = 0.0
+    """Guaranteed to the driver, beside the executors."""
 
 
 def keyed(stages: Sequence[Stage]) -> Mapping[str, Stage]:

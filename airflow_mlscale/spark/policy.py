@@ -18,6 +18,8 @@ IN_FLIGHT = 0.9
 """Part of a running task that may at most be taken for done before Spark reports its end."""
 BETA_RANGE = (0.3, 5.0)
 _FIRST_SIGN_CORE_S = 0.01
+_DRIVER_AT_REST = 0.25
+"""Cores for a driver that only schedules tasks."""
 _ANY = 10.0
 """So many times the maximum is as good as any number."""
 
@@ -87,8 +89,13 @@ class RemainingWork:
             state = self._calibrated(plan, seen, state)
             work = remaining(plan, seen, beta=state.beta, startup_core_s=state.startup_core_s, high=high)
             decision, state = self._warm(plan, seen, state, work, high)
-        decision = self._steady(decision, state.last)
+        decision = replace(self._steady(decision, state.last), driver_cores=self._driver(seen))
         return decision, replace(state, last=decision, used_core_s=seen.used_core_s)
+
+    def _driver(self, seen: Observation) -> float:
+        """Gaps are time that no executor can shorten, so the driver is kept from starving in them."""
+        tasks = seen.progress.runnable_tasks if seen.progress else 0
+        return min(self.settings.driver_cores, _DRIVER_AT_REST if tasks else self.settings.driver_cores)
 
     def _slots(self, seen: Observation) -> float:
         return (seen.progress.slots if seen.progress else 0) or self.host_cores

@@ -23,7 +23,7 @@ from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.spark import launch, policy
 from airflow_mlscale.spark import profile as profiles
-from airflow_mlscale.spark.adapters import executors, install, profile_store, rest
+from airflow_mlscale.spark.adapters import entry, executors, install, profile_store, rest
 from airflow_mlscale.spark.controller import DeadlineController, Job
 from airflow_mlscale.spark.model import Observation, Profile, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -106,13 +106,16 @@ class DeadlineRun:
             publish: called every two seconds in a thread of its own.
         """
         group = self._group()
+        # Groups enter the submission by their entry files. In local mode the driver is the executor.
+        driver_group = None if self.target.local_mode else f"{group}-driver"
         self.journal.listen(Narrator(self.request.promise))
-        self.cpu.open(group)  # its entry files are part of the submission
         try:
-            properties, env, finder = self._submission(group)
-            self.controller = self._controller(group, properties, env, finder, publish)
+            properties, env, finder = self._submission(group, driver_group or group)
+            self.controller = self._controller(self._job(group, driver_group), properties, env, finder, publish)
         except BaseException:
-            self.cpu.close(group)
+            for opened in (group, driver_group):
+                if opened:
+                    self.cpu.close(opened)
             raise
 
         def started(pid: int) -> None:
@@ -169,28 +172,40 @@ class DeadlineRun:
             raise infeasible
         log.warning("%s; going on as fast as possible", infeasible)
 
-    def _submission(self, group: str) -> tuple[Mapping[str, str], Mapping[str, str], Finder | None]:
+    def _submission(self, group: str, driver_group: str) -> tuple[Mapping[str, str], Mapping[str, str], Finder | None]:
         """Properties and environment of spark-submit, and who looks for executors that cannot enter the group."""
         where, request = self.target, self.request
-        entry_env = launch.entry_environment(where, self.cpu.entry_files(group), self.install.java_home)
+        entries = self._entries(group) if where.here else {}  # this host's groups do not reach other hosts
         properties = launch.properties(
-            where, run=self.run_id, ui_port=processes.free_port(), entry_env=entry_env, given=request.properties
+            where, run=self.run_id, ui_port=processes.free_port(), entry_env=entries, given=request.properties
         )
-        env = launch.environment(where, self.install, entry_env=entry_env, given=request.env)
-        return properties, env, None if entry_env else self._finder()
+        env = launch.environment(where, self.install, entry_env=self._entries(driver_group), given=request.env)
+        return properties, env, None if entries else self._finder()
+
+    def _entries(self, group: str) -> Mapping[str, str]:
+        self.cpu.open(group)
+        java_home = Path(self.request.env.get("JAVA_HOME") or self.install.java_home)
+        return entry.env(self.cpu.entry_files(group), java_home)
+
+    def _job(self, group: str, driver_group: str | None) -> Job:
+        request = self.request
+        return Job(
+            name=request.name,
+            group=group,
+            driver_group=driver_group,
+            promise=request.promise,
+            profile=self.profile,
+            settings=request.settings,
+        )
 
     def _controller(
         self,
-        group: str,
+        job: Job,
         properties: Mapping[str, str],
         env: Mapping[str, str],
         finder: Finder | None,
         publish: Callable[[], None] | None,
     ) -> DeadlineController:
-        request = self.request
-        job = Job(
-            name=request.name, group=group, promise=request.promise, profile=self.profile, settings=request.settings
-        )
         return DeadlineController(
             job=job,
             cpu=self.cpu,

@@ -37,12 +37,14 @@ class DeadlineSettings:
     """How often the driver's REST API is read."""
     floor_cores: float = FLOOR_CORES
     """Least ceiling: below it executors miss heartbeats."""
-    deadband: float = 0.05
+    deadband: float = 0.08
     """Relative change of the share that is not worth an action."""
     trust_core_s: float = 5.0
     """Weight of the profile in β at the start, as so many core-seconds of evidence; fades as work is done."""
     rate_window_s: float = 5.0
     """Time constant of the measured rate of use."""
+    driver_cores: float = 1.0
+    """Guaranteed to the driver while executors wait for it: no share of theirs shortens a starved driver's gaps."""
     park_after_s: float = 3.0
     """Length of a driver gap after which the share is parked at the floor."""
     headroom: float = 0.7

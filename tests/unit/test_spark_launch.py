@@ -135,10 +135,10 @@ def test_what_the_user_set_is_kept_and_added_to() -> None:
     assert found["spark.mlscale.run"] == "r"
 
 
-def test_executors_on_other_hosts_are_not_sent_to_a_group_of_this_one(tmp_path: Path) -> None:
+def test_a_driver_with_executors_elsewhere_is_reachable() -> None:
     remote = launch.Target(url="spark://10.255.255.1:7077", cores=8, worker_cores=8, here=False)
-    assert launch.entry_environment(remote, (tmp_path,), tmp_path) == {}
     assert "SPARK_LOCAL_IP" not in launch.environment(remote, install.find(), entry_env={}, given={})
+    assert "spark.driver.host" not in launch.properties(remote, run="r", ui_port=1, entry_env={}, given={})
 
 
 def test_a_local_driver_listens_on_loopback_and_enters_the_group_itself() -> None:

@@ -239,6 +239,12 @@ def test_executors_start_in_time_and_never_under_a_low_ceiling(now: float, used:
     assert (decision.guaranteed_cores, decision.ceiling_cores) == (cores, 2.0)
 
 
+def test_the_driver_is_guaranteed_more_while_executors_wait_for_it() -> None:
+    live = stage("read", 0, tasks=10, complete=5, active=2)
+    assert decide(seen(now=2.0))[0].driver_cores == 1.0
+    assert decide(seen(live, used=10.0))[0].driver_cores == 0.25
+
+
 def test_the_ceiling_of_the_start_does_not_stay() -> None:
     starting, state = decide(seen(now=2.0), deadline_s=200.0)
     live = stage("read", 0, tasks=10, complete=0, active=2)
