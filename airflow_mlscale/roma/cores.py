@@ -41,6 +41,16 @@ class CoreGroups:
         except Exception as exc:  # an unmanaged worker serves too
             log.warning("cannot move worker %d into %s: %s", pid, group, exc)
 
+    async def sweep(self, prefix: str) -> None:
+        """Close the groups that an earlier life of this daemon left."""
+        try:
+            for info in await asyncio.to_thread(self.port.groups):
+                if info.name.startswith(prefix):
+                    await self.open(info.name)
+                    await self.close(info.name)
+        except Exception as exc:  # what is left limits nobody
+            log.warning("cannot look for groups that were left: %s", exc)
+
     async def close(self, group: str) -> None:
         try:
             await asyncio.to_thread(self.port.close, group)

@@ -72,7 +72,11 @@ async def _serve(config: settings.Settings, port: cpu.CpuPort, listener: socket.
 async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIterator[gateway.Gateway]:
     """The gateway over a running fleet under control."""
     store = sqlite_state.SqliteState(config.state_dir / "state.sqlite")
-    launcher = worker_process.ProcessLauncher(config.state_dir / "logs", start_timeout_s=config.worker.start_timeout_s)
+    launcher = worker_process.ProcessLauncher(
+        config.state_dir / "logs",
+        start_timeout_s=config.worker.start_timeout_s,
+        grace_s=config.gateway.drain_s + 5,
+    )
     await launcher.open()
     models = fleet.Fleet(
         store=store,
@@ -86,7 +90,7 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
     loop = controller.control_loop(plant, host_cores=port.host_cores, control=config.control)
     stop = asyncio.Event()
     control = asyncio.create_task(loop.run(stop), name="ROMA core control")
-    models.restore()
+    await models.restore()
     try:
         yield gateway.Gateway(
             config.gateway,

@@ -144,11 +144,11 @@ class Deployment:
         except TimeoutError:
             return
 
-    async def end(self) -> None:
-        """End every worker of this model."""
+    async def end(self, *, drain_s: float | None = None) -> None:
+        """End every worker of this model after it has drained, for ``drain_s`` seconds or as the settings say."""
         self._withdraw_candidate()
         if self.active:
-            self._retire(self.active)
+            self._retire(self.active, drain_s)
             self.active = None
         while self._retiring:
             await asyncio.gather(*self._retiring, return_exceptions=True)
@@ -217,14 +217,14 @@ class Deployment:
             self.candidate = None
         self._settled.set()
 
-    def _retire(self, replica: replicas.Replica) -> None:
+    def _retire(self, replica: replicas.Replica, drain_s: float | None = None) -> None:
         """Let a replica finish what it accepted, then end it; nothing new reaches it."""
-        task = asyncio.create_task(self._drain_and_end(replica), name=f"retire {self.name} {replica.spec.version}")
+        task = asyncio.create_task(self._drain_and_end(replica, drain_s), name=f"retire {self.name}")
         self._retiring.add(task)
         task.add_done_callback(self._retiring.discard)
 
-    async def _drain_and_end(self, replica: replicas.Replica) -> None:
-        if not await replica.drain(self._config.worker.drain_s):
+    async def _drain_and_end(self, replica: replicas.Replica, drain_s: float | None) -> None:
+        if not await replica.drain(self._config.worker.drain_s if drain_s is None else drain_s):
             log.warning("%s: version %s did not drain in time", self.name, replica.spec.version)
         await replica.end()
 

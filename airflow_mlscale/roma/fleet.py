@@ -57,8 +57,9 @@ class Fleet:
         waiting = (model.State.LOADING, model.State.WARMING, model.State.RESTARTING)
         return not any(one.state in waiting for one in self)
 
-    def restore(self) -> None:
-        """Bring back every model that was saved."""
+    async def restore(self) -> None:
+        """Bring back every model that was saved, and remove the groups of workers that a crash left."""
+        await self._groups.sweep(f"roma.{self._instance}.")
         for desired in self._store.load():
             one = self._models[desired.name] = self._deployment(desired)
             one.resume()
@@ -116,8 +117,8 @@ class Fleet:
         await one.end()
 
     async def end(self) -> None:
-        """End all workers."""
-        await asyncio.gather(*(one.end() for one in self))
+        """End all workers; who waits for an answer is told to come back."""
+        await asyncio.gather(*(one.end(drain_s=0) for one in self))
 
     def _unknown(self, name: str) -> UnknownModelError:
         known = ", ".join(sorted(self._models)) or "none"

@@ -91,7 +91,9 @@ def _up(options: argparse.Namespace) -> int:
         pass
     log_path = processes.home() / "logs" / "roma.log"
     command = [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", *_arguments(options)]
-    service = processes.detach(SERVICE, command, details={"address": address}, log_path=log_path)
+    service = processes.detach(
+        SERVICE, command, details={"address": address}, log_path=log_path, grace_s=config.gateway.drain_s + 5
+    )
 
     def ready() -> bool:
         try:

@@ -34,7 +34,7 @@ class Daemon:
     def start(self) -> None:
         command = [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", "--port", str(self.port)]
         command += ["--state", str(self.state), *self.arguments]
-        child = self.child = processes.spawn("roma", command, log_path=self.log_path)
+        child = self.child = processes.spawn("roma", command, log_path=self.log_path, grace_s=15)
         processes.wait_until(
             self.live,
             what="ROMA",

@@ -290,8 +290,8 @@ def test_a_daemon_that_is_told_to_stop_finishes_what_it_accepted(tmp_path: Path,
         body = {"inputs": {"turns": 30_000}}
         sent = client.submit(one.call, "POST", "/v1/models/burner:predict", json=body)
         one.until("burner", lambda status: status["queue"]["executing"] == 1, "an execution")
-        process = one.processes()[-1]
-        process.terminate()
+        guard, _, process = one.processes()
+        guard.terminate()  # it tells everything below it, the worker too
         answer = sent.result()
         assert (answer.status_code, answer.json()) == (200, {"outputs": 96.0})  # the trace of a 96×96 identity
         psutil.wait_procs([process], timeout=30)

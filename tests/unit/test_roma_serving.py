@@ -143,7 +143,7 @@ async def test_a_crash_loses_no_model(launcher: fakes.FakeLauncher, store: fakes
     await first.deploy(model.DeployOrder(name="m", artefact="/slow"))  # dies while version 2 loads
     second = make(launcher, store)
     launcher.slow.set()
-    second.restore()
+    await second.restore()
     await second["m"].wait_settled(5)
     assert second["m"].spec.version == "2"
     await asyncio.gather(first.end(), second.end())

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import sys
 import threading
@@ -188,6 +189,9 @@ def main() -> int:
             entry_file.write_text(str(os.getpid()))
         except OSError as exc:  # an unmanaged worker serves too
             print(f"worker: cannot join {entry_file}: {exc}", file=sys.stderr)
+    # Only the gateway ends a worker, by closing the socket: a stop of the whole service drains it first.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     secret = os.environ.pop(worker_process.SECRET_VARIABLE)
     sys.setswitchinterval(0.001)  # a large body being decoded must not hold up short answers
     # A gateway that is gone ends the worker: nothing is left to answer.

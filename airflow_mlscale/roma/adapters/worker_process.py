@@ -7,6 +7,7 @@ from their environment that they are the process that was started.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import secrets
@@ -14,10 +15,11 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
+
+import psutil
 
 from airflow_mlscale import errors
 from airflow_mlscale.roma import model, ports
@@ -33,9 +35,10 @@ SECRET_VARIABLE = "MLSCALE_ROMA_WORKER"  # noqa: S105 (the variable's name)
 class ProcessLauncher:
     """Starts worker processes that end with this one."""
 
-    def __init__(self, log_dir: Path, *, start_timeout_s: float = 60.0) -> None:
+    def __init__(self, log_dir: Path, *, start_timeout_s: float = 60.0, grace_s: float = 15.0) -> None:
         self._log_dir = log_dir
         self._start_timeout_s = start_timeout_s
+        self._grace_s = grace_s
         self._address = f"\0mlscale-roma-{secrets.token_hex(16)}"
         self._expected: dict[str, asyncio.Future[tuple[Connection, int]]] = {}
         self._server: asyncio.AbstractServer | None = None
@@ -78,7 +81,8 @@ class ProcessLauncher:
             ADDRESS_VARIABLE: self._address[1:],
             SECRET_VARIABLE: secret,
         }
-        return processes.spawn(name, command, env=env, log_path=log_path, grace_s=1.0)
+        # The grace is the daemon's own time to drain: told to end with it, a worker goes on until it is let go.
+        return processes.spawn(name, command, env=env, log_path=log_path, grace_s=self._grace_s)
 
     def _greeted(self, connection: Connection, header: frames.Header) -> None:
         greeted = self._expected.pop(str(header.get("secret")), None)
@@ -126,6 +130,7 @@ class ProcessWorker:
     def __init__(self, child: processes.Child, connection: Connection, pid: int, log_path: Path) -> None:
         loop = asyncio.get_running_loop()
         self.pid = pid
+        self._process = psutil.Process(pid)
         self.lost: asyncio.Future[str] = loop.create_future()
         self._child = child
         self._connection = connection
@@ -168,6 +173,8 @@ class ProcessWorker:
 
     async def end(self) -> None:
         self._connection.close()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._process.kill()  # it has nothing to put in order
         await asyncio.to_thread(self._child.end)
 
     def _receive(self, header: frames.Header, body: bytes) -> None:
@@ -225,7 +232,7 @@ def _loaded(header: frames.Header) -> ports.Loaded:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _exit_of(child: processes.Child) -> Iterator[asyncio.Future[None]]:
     """A future that is set when the process has ended."""
     loop = asyncio.get_running_loop()
