@@ -67,12 +67,17 @@ def get_provider_info() -> dict[str, Any]:
                 "conn-fields": {
                     "agent": {
                         "label": "Host agent",
-                        "description": "Address of the host agent (unix:/path or http://host:port); empty finds a local one",
+                        "description": "Address (unix:/path or http://host:port); empty finds one on this host",
                         "schema": {"type": ["string", "null"], "default": ""},
                     },
                     "agent_token": {
                         "label": "Host agent token",
                         "schema": {"type": ["string", "null"], "format": "password"},
+                    },
+                    "master_web_url": {
+                        "label": "Master web page",
+                        "description": "Only if it is not at port 8080 of the master; tells workers and cores",
+                        "schema": {"type": ["string", "null"], "default": ""},
                     },
                 },
             },

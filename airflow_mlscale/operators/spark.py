@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -36,6 +36,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         profile_store: folder of learned profiles, any fsspec address; default ``profiles`` in
             ``$MLSCALE_HOME``. (templated)
         profile_key: name of the profile; default is the name of the application. (templated)
+        tuning: settings of the controller by name, such as ``{"aim": 0.9}``; see `DeadlineSettings`.
         allocator: which CPU-share adapter: ``auto``, ``agent``, ``cgroup-v1``, ``cgroup-v2``, ``observe-only``.
         name: of the application; default is ``<dag id>.<task id>``. (templated)
 
@@ -64,6 +65,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         on_infeasible: str = "fail",
         profile_store: str | None = None,
         profile_key: str | None = None,
+        tuning: Mapping[str, float] | None = None,
         allocator: str = "auto",
         conn_id: str = DeadlineSparkSubmitHook.default_conn_name,
         name: str | None = None,
@@ -77,11 +79,8 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         self.profile_store = profile_store
         self.profile_key = profile_key
         self.allocator = allocator
-        self.settings = settings.DeadlineSettings(
-            mode=mode,  # type: ignore[arg-type]  # the settings take the word and check it
-            min_cores=min_cores,
-            max_cores=max_cores,
-            on_infeasible=on_infeasible,
+        self.settings = settings.tuned(
+            tuning or {}, mode=mode, min_cores=min_cores, max_cores=max_cores, on_infeasible=on_infeasible
         )
 
     def execute(self, context: Any) -> dict[str, Any]:

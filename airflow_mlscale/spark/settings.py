@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -57,7 +57,7 @@ class DeadlineSettings:
     """Life of a CPU lease without renewal."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mode", Mode(one_of("mode", self.mode, Mode)))  # accepts the plain word
+        one_of("mode", self.mode, Mode)
         one_of("on_infeasible", self.on_infeasible, ON_INFEASIBLE)
         for field in ("min_cores", "max_cores"):
             value = getattr(self, field)
@@ -69,9 +69,10 @@ class DeadlineSettings:
             raise errors.InvalidInputError(
                 "max_cores", self.max_cores, f"must be at least {self.floor_cores}: below it executors miss heartbeats"
             )
-        for field, low, high in (("aim", 0.5, 1.0), ("learning_rate", 0.0, 1.0), ("headroom", 0.0, 1.0)):
-            if not low < getattr(self, field) <= high:
-                raise errors.InvalidInputError(field, getattr(self, field), f"must lie in ({low}, {high}]")
+        for field, (low, high) in _RANGES.items():
+            value = getattr(self, field)
+            if not (_is_number(value) and low <= value <= high):
+                raise errors.InvalidInputError(field, value, f"must be a number from {low} to {high}")
 
     @property
     def low(self) -> float:
@@ -81,6 +82,44 @@ class DeadlineSettings:
     def high(self, slots: float) -> float:
         """Most cores worth asking for when ``slots`` tasks can run at once."""
         return max(self.low, min(slots, self.max_cores or inf))
+
+
+_RANGES = {
+    "aim": (0.5, 1.0),
+    "period_s": (0.1, 60.0),
+    "read_period_s": (0.1, 60.0),
+    "floor_cores": (0.05, 1.0),
+    "deadband": (0.0, 1.0),
+    "trust_core_s": (0.0, 1e6),
+    "rate_window_s": (0.1, 600.0),
+    "driver_cores": (0.0, 64.0),
+    "park_after_s": (0.0, 3600.0),
+    "headroom": (0.1, 1.0),
+    "settle_s": (0.0, 3600.0),
+    "learning_rate": (0.01, 1.0),
+    "ttl_s": (2.0, 600.0),
+}
+
+
+def tuned(
+    tuning: Mapping[str, float],
+    *,
+    mode: str,
+    min_cores: float | None,
+    max_cores: float | None,
+    on_infeasible: str,
+) -> DeadlineSettings:
+    """Settings from an operator's arguments; ``tuning`` holds any of the others by name.
+
+    Raises:
+        InvalidInputError: an unknown name, or a value out of its range.
+    """
+    for name in tuning:
+        one_of("tuning", name, _RANGES)
+    word = Mode(one_of("mode", mode, Mode))
+    return DeadlineSettings(
+        mode=word, min_cores=min_cores, max_cores=max_cores, on_infeasible=on_infeasible, **dict(tuning)
+    )
 
 
 def _is_number(value: object) -> bool:

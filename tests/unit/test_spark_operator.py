@@ -43,6 +43,7 @@ def context(store: Store, *, start: datetime = START, max_tries: int = 2) -> dic
         ("min_cores", -1),
         ("max_cores", 0),
         ("allocator", "magic"),
+        ("tuning", {"speed": 3}),
     ],
 )
 def test_a_wrong_argument_breaks_the_dag_at_once(field: str, value: object) -> None:
@@ -50,6 +51,12 @@ def test_a_wrong_argument_breaks_the_dag_at_once(field: str, value: object) -> N
         operator(**{field: value})
     assert caught.value.field == field
     assert field in str(caught.value)
+
+
+def test_settings_of_the_controller_can_be_tuned_within_their_ranges() -> None:
+    assert operator(tuning={"aim": 0.8}).settings.aim == 0.8
+    with pytest.raises(errors.InvalidInputError, match=r"aim=2: must be a number from 0.5 to 1.0"):
+        operator(tuning={"aim": 2})
 
 
 def test_the_deadline_is_required() -> None:
