@@ -47,7 +47,7 @@ class Driver:
 async def fake() -> Driver:
     application = SimulatedApplication([Part(4, 4), Part(1, 1)], lead_s=2.0)
     port = FakeProgress(application)
-    return Driver(port, work=lambda: application.advance(5.0, 2.0), end=lambda: application.advance(60.0, 2.0))
+    return Driver(port, work=lambda: application.advance(6.0, 2.0), end=lambda: application.advance(60.0, 2.0))
 
 
 @pytest.fixture
@@ -85,7 +85,7 @@ def driver(request: pytest.FixtureRequest) -> Driver:
 
 async def read_until(port: ports.ProgressPort, wanted: Callable[[Progress | None], bool]) -> Progress | None:
     # A driver offers no event to wait for: the controller polls as well.
-    give_up_at = time.monotonic() + 120
+    give_up_at = time.monotonic() + 240
     while not wanted(progress := await port.read()):
         assert time.monotonic() < give_up_at, f"last reading: {progress}"
         await asyncio.sleep(0.2)
