@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -65,10 +64,7 @@ def test_sqlite_state_is_there_for_the_next_process(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    subprocess.run([sys.executable, roma_models.__file__, str(directory)], check=True, env=environment, timeout=180)
-    return directory
+    return roma_models.built(tmp_path_factory)
 
 
 @pytest.fixture(params=["fake", pytest.param("process", marks=pytest.mark.engine)])

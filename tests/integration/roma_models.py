@@ -3,8 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+_built: list[Path] = []
+
+
+def built(directories: pytest.TempPathFactory) -> Path:
+    """The directory of the models, written once for each test session in a process of its own."""
+    if not _built:
+        directory = directories.mktemp("models")
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
+        subprocess.run([sys.executable, __file__, str(directory)], check=True, env=environment, timeout=180)
+        _built.append(directory)
+    return _built[0]
 
 
 def main(directory: Path) -> None:

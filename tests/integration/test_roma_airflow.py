@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -49,10 +46,7 @@ class Event:
 
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    subprocess.run([sys.executable, roma_models.__file__, str(directory)], check=True, env=environment, timeout=180)
-    return directory
+    return roma_models.built(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

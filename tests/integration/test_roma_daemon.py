@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
 import subprocess
@@ -29,10 +28,7 @@ GOOD = {"inputs": [X]}
 
 @pytest.fixture(scope="module")
 def artefacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("models")
-    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "CUDA_VISIBLE_DEVICES": "-1"}
-    subprocess.run([sys.executable, roma_models.__file__, str(directory)], check=True, env=environment, timeout=180)
-    return directory
+    return roma_models.built(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")
