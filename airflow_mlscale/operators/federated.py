@@ -18,7 +18,7 @@ from airflow_mlscale.federated.settings import RunSettings
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.operators.task_state import TaskStateJournal
-from airflow_mlscale.spark import deadlines
+from airflow_mlscale.runtime import deadlines
 from airflow_mlscale.triggers.federated import FederatedRunTrigger
 
 __all__ = ["FederatedTrainingOperator", "Quality"]

@@ -11,8 +11,8 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlscale import errors
+from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.hooks.roma import RomaHook
-from airflow_mlscale.operators.outcome import translated
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.roma import model, watch
 from airflow_mlscale.roma.model import Objective

@@ -10,10 +10,11 @@ from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOpe
 from airflow.providers.common.compat.openlineage.utils import spark as lineage
 
 from airflow_mlscale.cpu import detect
+from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
-from airflow_mlscale.operators.outcome import translated
 from airflow_mlscale.operators.task_state import TaskStateJournal
-from airflow_mlscale.spark import deadlines, settings
+from airflow_mlscale.runtime import deadlines
+from airflow_mlscale.spark import settings
 from airflow_mlscale.spark.model import Mode, Promise
 
 PROMISE_KEY = "mlscale_deadline"

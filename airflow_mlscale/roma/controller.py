@@ -49,6 +49,7 @@ class ServingPlant:
         return tuple([await self._observe(name, replica, now) for name, replica in serving])
 
     async def act(self, plan: Plan) -> None:
+        await self._hold_gateway()
         for step in plan:
             await self._apply(step)
 
@@ -89,6 +90,15 @@ class ServingPlant:
             sample = (replica.cpu_s - spent_s) / (replica.executed - executed)
             cost = self._cost[replica.group] = smoothing.ewma(cost, sample, dt_s=self._control.period_s)
         return cost.value
+
+    async def _hold_gateway(self) -> None:
+        """Renew the daemon's own share: requests wait in it before they wait for a model."""
+        share = cpu.CpuShare(guaranteed_cores=self._control.gateway_cores)
+        terms = cpu.Terms(priority=cpu.SERVING_PRIORITY, ttl_s=self._control.lease_ttl_s)
+        try:
+            await asyncio.to_thread(self._port.apply, self._models.gateway_group, share, terms)
+        except Exception as exc:  # an unmanaged gateway serves too
+            log.debug("share of the gateway not applied: %s", exc)
 
     async def _apply(self, step: policy.SetShare) -> None:
         error = ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from pathlib import Path
 
 from airflow_mlscale.cpu import ports as cpu
@@ -40,6 +41,14 @@ class CoreGroups:
                 await asyncio.to_thread(self.port.admit, group, pid)
         except Exception as exc:  # an unmanaged worker serves too
             log.warning("cannot move worker %d into %s: %s", pid, group, exc)
+
+    async def enter(self, group: str) -> None:
+        """Move this process itself into a group of its own."""
+        try:
+            await asyncio.to_thread(self.port.open, group)
+            await asyncio.to_thread(self.port.admit, group, os.getpid())
+        except Exception as exc:  # an unmanaged gateway serves too
+            log.warning("cannot manage the cores of the gateway: %s", exc)
 
     async def sweep(self, prefix: str) -> None:
         """Close the groups that an earlier life of this daemon left."""

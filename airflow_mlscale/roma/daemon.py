@@ -78,10 +78,11 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
         grace_s=config.gateway.drain_s + 5,
     )
     await launcher.open()
+    groups = cores.CoreGroups(port)
     models = fleet.Fleet(
         store=store,
         launcher=launcher,
-        groups=cores.CoreGroups(port),
+        groups=groups,
         artefacts=artefacts.LocalArtefacts(config.model_root),
         config=config,
     )
@@ -89,8 +90,9 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
     plant = controller.ServingPlant(models, port, config.control, book)
     loop = controller.control_loop(plant, host_cores=port.host_cores, control=config.control)
     stop = asyncio.Event()
-    control = asyncio.create_task(loop.run(stop), name="ROMA core control")
     await models.restore()
+    await groups.enter(models.gateway_group)
+    control = asyncio.create_task(loop.run(stop), name="ROMA core control")
     try:
         yield gateway.Gateway(
             config.gateway,
@@ -104,6 +106,7 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
         await control
         await models.end()
         await launcher.close()
+        await groups.close(models.gateway_group)
         book.close()
         store.close()
 

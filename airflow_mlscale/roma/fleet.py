@@ -57,6 +57,11 @@ class Fleet:
         waiting = (model.State.LOADING, model.State.WARMING, model.State.RESTARTING)
         return not any(one.state in waiting for one in self)
 
+    @property
+    def gateway_group(self) -> str:
+        """CPU group of the daemon's own process."""
+        return f"roma.{self._instance}.gateway"
+
     async def restore(self) -> None:
         """Bring back every model that was saved, and remove the groups of workers that a crash left."""
         await self._groups.sweep(f"roma.{self._instance}.")

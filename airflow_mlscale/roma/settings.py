@@ -104,6 +104,8 @@ class ControlSettings:
     """Greatest correction of the feed-forward."""
     deadband: float = 0.1
     """Relative change of a base that is not worth a write."""
+    gateway_cores: float = 0.25
+    """Guarantee of the gateway itself, so that a busy host does not delay requests before any model sees them."""
     lease_ttl_s: float = 10.0
     """A share that is not renewed for this long goes back to the safe one (with a host agent)."""
 
@@ -112,6 +114,8 @@ class ControlSettings:
             raise errors.InvalidInputError("mode", self.mode, f"choose one of {', '.join(get_args(Mode))}")
         if not 0 < self.utilisation <= 1:
             raise errors.InvalidInputError("utilisation", self.utilisation, "give a fraction above 0 and at most 1")
+        if self.gateway_cores < 0:
+            raise errors.InvalidInputError("gateway_cores", self.gateway_cores, "give a number of cores of at least 0")
         if self.period_s <= 0:
             raise errors.InvalidInputError("period_s", self.period_s, "give a period above 0 seconds")
 

@@ -10,8 +10,8 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlscale import errors
+from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.hooks.roma import RomaHook
-from airflow_mlscale.operators.outcome import translated
 from airflow_mlscale.operators.roma import summary_of, tell_outlets
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.roma import watch

@@ -8,7 +8,7 @@ import pendulum
 import pytest
 
 from airflow_mlscale import errors
-from airflow_mlscale.spark import deadlines
+from airflow_mlscale.runtime import deadlines
 
 START = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 
