@@ -20,7 +20,7 @@ START = datetime.now(UTC)
 
 
 def operator(**arguments: Any) -> DeadlineSparkSubmitOperator:
-    given = {"application": "/job.py", "deadline": timedelta(seconds=90), **arguments}
+    given = {"application": "/job.py", "deadline": timedelta(hours=9), **arguments}
     return DeadlineSparkSubmitOperator(task_id="task", **given)
 
 
@@ -65,9 +65,9 @@ def test_the_deadline_is_required() -> None:
 
 
 def test_the_deadline_counts_from_the_start_of_the_task() -> None:
-    promise = operator(deadline=pendulum.duration(seconds=90))._promise(context(Store()))
+    promise = operator(deadline=pendulum.duration(hours=9))._promise(context(Store()))
     assert promise.started_at == START.timestamp()
-    assert promise.duration_s == 90.0
+    assert promise.duration_s == 32400.0
 
 
 def test_retries_share_the_deadline_and_a_cleared_task_gets_a_new_one() -> None:
@@ -87,8 +87,8 @@ def test_a_deadline_in_the_past_is_refused() -> None:
 
 def test_templates_are_rendered() -> None:
     found = operator(deadline="{{ seconds }}", profile_key="{{ key }}")
-    found.render_template_fields({"seconds": 45, "key": "k"})
-    assert found._promise(context(Store())).duration_s == 45.0
+    found.render_template_fields({"seconds": 4500, "key": "k"})
+    assert found._promise(context(Store())).duration_s == 4500.0
     assert found.profile_key == "k"
 
 
