@@ -122,7 +122,9 @@ def _news(summary: dict[str, Any]) -> str:
             f"{done}{now['t_s']:.0f} of {summary['deadline_s']:.0f} s, "
             f"{now['guaranteed_cores']:.2f} cores guaranteed, {ceiling}, {summary['profile']} profile"
         )
-    if "target" in summary and summary.get("accuracy") is not None:
+    if "target" in summary and summary.get("accuracy") is None:
+        return f"{summary['status']}, no round complete yet; target {summary['metric']} {summary['target']:g}"
+    if "target" in summary:
         return (
             f"round {summary['rounds']}: best {summary['metric']} {summary['accuracy']:.4f}, "
             f"target {summary['target']:g} {summary['stopped_reason'] or ''}"
@@ -144,6 +146,9 @@ def _table(rows: list[tuple[str, str, str, str]]) -> Table:
 
 
 def _print_summary(outcome: dict[str, Any], report_dir: Path, console: Console) -> None:
+    console.print()
+    for title, line in report.outlines(outcome).items():
+        console.print(f"{title:26} {line}", highlight=False, soft_wrap=True, markup=False)
     console.print()
     for promise, (met, text) in report.promises(outcome).items():
         console.print(

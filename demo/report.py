@@ -92,6 +92,30 @@ def promises(outcome: dict[str, Any]) -> dict[str, tuple[bool, str]]:
     }
 
 
+def outlines(outcome: dict[str, Any], width: int = 60) -> dict[str, str]:
+    """What happened over time, as lines for a terminal."""
+    series, rounds = outcome["spark"]["series"] or [], outcome["federated"]["rounds_table"] or []
+    used = [point.get("used_cores") or 0.0 for point in series]
+    guaranteed = [point.get("guaranteed_cores") or 0.0 for point in series]
+    top = max([*used, *guaranteed, 0.01])
+    return {
+        "Spark, cores used": f"{_sparkline(used, top, width)} 0 to {top:.1f}",
+        "Spark, cores guaranteed": f"{_sparkline(guaranteed, top, width)} 0 to {top:.1f}",
+        f"{outcome['federated']['metric'] or 'metric'} after each round": " ".join(
+            f"{row['value']:.4f}" for row in rounds
+        ),
+        "training stopped": str(outcome["federated"]["stopped_reason"]),
+    }
+
+
+def _sparkline(values: list[float], top: float, width: int) -> str:
+    """The values as a row of bars; each bar is the mean of those that fall to it."""
+    bars = "▁▂▃▄▅▆▇█"
+    size = max(1, -(-len(values) // width))
+    means = [sum(part) / len(part) for part in (values[at : at + size] for at in range(0, len(values), size))]
+    return "".join(bars[min(len(bars) - 1, int(mean / top * len(bars)))] for mean in means)
+
+
 def kept(outcome: dict[str, Any]) -> bool:
     """Whether every promise was kept."""
     return all(met for met, _ in promises(outcome).values())
@@ -167,7 +191,7 @@ def _draw_spark(axes: Any, spark: dict[str, Any]) -> None:
         )
     progress = axes.twinx()
     progress.plot(times, [100 * (point.get("progress") or 0) for point in series], color="tab:gray", label="progress")
-    progress.set_ylabel("progress, %")
+    progress.set_ylabel("progress, % (grey)")
     progress.set_ylim(0, 105)
     progress.spines[["top"]].set_visible(False)
     if spark["deadline_s"]:
@@ -175,7 +199,7 @@ def _draw_spark(axes: Any, spark: dict[str, Any]) -> None:
     if spark["finish_s"]:
         axes.axvline(spark["finish_s"], color="tab:green", label="finish")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper left", ncols=3, fontsize="small")
+    _legend(axes)
 
 
 def _draw_rounds(axes: Any, federated: dict[str, Any]) -> None:
@@ -185,7 +209,7 @@ def _draw_rounds(axes: Any, federated: dict[str, Any]) -> None:
     axes.plot([row["round"] for row in rounds], [row["value"] for row in rounds], "o-", label=federated["metric"])
     if federated["target"]:
         axes.axhline(federated["target"], color="tab:red", label="target")
-    axes.legend(loc="lower right", fontsize="small")
+    _legend(axes)
 
 
 def _draw_latency(axes: Any, serving: dict[str, Any]) -> None:
@@ -196,4 +220,9 @@ def _draw_latency(axes: Any, serving: dict[str, Any]) -> None:
     if serving["objective_ms"]:
         axes.axhline(serving["objective_ms"], color="tab:red", label="objective")
     axes.set_ylim(bottom=0)
-    axes.legend(loc="upper right", fontsize="small")
+    _legend(axes)
+
+
+def _legend(axes: Any) -> None:
+    """Above the plot, where it hides nothing."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5, fontsize="small", frameon=False)
