@@ -4,6 +4,7 @@ SHELL := /bin/bash
 BIN := .venv/bin
 READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE=
+export NO_MKDOCS_2_WARNING=1
 
 .PHONY: help setup demo test check format docs clean
 
