@@ -31,7 +31,7 @@ OBJECTIVE = Objective(milliseconds=50, percentile=95)
     doc_md=__doc__,
     params={
         "work_dir": Param("/tmp/flight_delay", type="string", description="Where data sets and models are written"),
-        "min_flights": Param(25_000, type="integer", description="Training flights that make a carrier a site"),
+        "min_flights": Param(20_000, type="integer", description="Training flights that make a carrier a site"),
         "replay_s": Param(40, type="integer", description="Seconds of replayed requests"),
         "requests_per_s": Param(40, type="integer", description="Replayed requests per second"),
     },

@@ -23,7 +23,7 @@ from demo.airflow_api import AirflowApi
 
 DAG = "flight_delay_retraining"
 SITES = ("AA", "B6", "DL", "EV", "MQ", "UA")
-"""Carriers with at least 25,000 training flights."""
+"""Carriers with at least 20,000 training flights."""
 MARKS = {
     "success": "[green]✔",
     "failed": "[red]✘",

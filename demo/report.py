@@ -25,19 +25,11 @@ def collect(api: AirflowApi, dag_id: str, run_id: str, *, took_s: float) -> dict
         "spark": _part(
             spark, ("deadline_s", "finish_s", "met", "mode", "profile", "granted_core_s", "used_core_s", "series")
         ),
-        "federated": _part(
-            trained,
-            (
-                "target",
-                "metric",
-                "reached",
-                "accuracy",
-                "rounds",
-                "stopped_early",
-                "stopped_reason",
-                "rounds_table",
-            ),
-        ),
+        "federated": {
+            **_part(trained, ("target", "metric", "reached", "accuracy", "rounds", "stopped_early", "stopped_reason")),
+            "sites": max((row["answered"] for row in trained.get("rounds_table") or []), default=0),
+            "rounds_table": trained.get("rounds_table"),
+        },
         "serving": {
             "objective_ms": served.get("objective_ms"),
             "p95_ms": replayed.get("p95_ms"),
@@ -80,7 +72,8 @@ def promises(outcome: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             federated["reached"] is True,
             f"federated {federated['metric']}: {_text(federated['accuracy'], 4)},"
             f" target {_text(federated['target'], 4)},"
-            f" after {federated['rounds']} rounds" + (", stopped early" if federated["stopped_early"] else ""),
+            f" after {federated['rounds']} rounds on {federated['sites']} sites"
+            + (", stopped early" if federated["stopped_early"] else ""),
         ),
         "objective": (
             serving["met"],

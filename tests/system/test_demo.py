@@ -79,6 +79,7 @@ def test_every_promise_is_kept_and_nothing_is_left(start: Start, tmp_path: Path)
     assert report["federated"]["reached"] is True
     assert report["federated"]["accuracy"] >= report["federated"]["target"]
     assert report["federated"]["stopped_early"] is True
+    assert report["federated"]["sites"] >= 6
     assert 1 <= report["federated"]["rounds"] < 20
     assert report["serving"]["met"] is True
     assert report["serving"]["p95_ms"] <= report["serving"]["objective_ms"]
