@@ -9,7 +9,7 @@ import time
 
 from airflow_mlscale.control import smoothing
 from airflow_mlscale.cpu import ports as cpu
-from airflow_mlscale.roma import fleet, policy, settings
+from airflow_mlscale.roma import cores, fleet, policy, settings
 from airflow_mlscale.roma import replica as replicas
 from airflow_mlscale.runtime import journal, loop
 
@@ -93,10 +93,8 @@ class ServingPlant:
 
     async def _hold_gateway(self) -> None:
         """Renew the daemon's own share: requests wait in it before they wait for a model."""
-        share = cpu.CpuShare(guaranteed_cores=self._control.gateway_cores)
-        terms = cpu.Terms(priority=cpu.SERVING_PRIORITY, ttl_s=self._control.lease_ttl_s)
         try:
-            await asyncio.to_thread(self._port.apply, self._models.gateway_group, share, terms)
+            await asyncio.to_thread(self._port.apply, self._models.gateway_group, *cores.gateway_share(self._control))
         except Exception as exc:  # an unmanaged gateway serves too
             log.debug("share of the gateway not applied: %s", exc)
 

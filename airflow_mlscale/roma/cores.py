@@ -11,8 +11,15 @@ import os
 from pathlib import Path
 
 from airflow_mlscale.cpu import ports as cpu
+from airflow_mlscale.roma import settings
 
 log = logging.getLogger(__name__)
+
+
+def gateway_share(control: settings.ControlSettings) -> tuple[cpu.CpuShare, cpu.Terms]:
+    """What the daemon's own process asks for."""
+    share = cpu.CpuShare(guaranteed_cores=control.gateway_cores)
+    return share, cpu.Terms(priority=cpu.SERVING_PRIORITY, ttl_s=control.lease_ttl_s)
 
 
 class CoreGroups:
@@ -42,10 +49,12 @@ class CoreGroups:
         except Exception as exc:  # an unmanaged worker serves too
             log.warning("cannot move worker %d into %s: %s", pid, group, exc)
 
-    async def enter(self, group: str) -> None:
+    async def enter(self, group: str, share: cpu.CpuShare, terms: cpu.Terms) -> None:
         """Move this process itself into a group of its own."""
         try:
             await asyncio.to_thread(self.port.open, group)
+            # The share first: what the port starts for it must not be a member, or the group never empties.
+            await asyncio.to_thread(self.port.apply, group, share, terms)
             await asyncio.to_thread(self.port.admit, group, os.getpid())
         except Exception as exc:  # an unmanaged gateway serves too
             log.warning("cannot manage the cores of the gateway: %s", exc)

@@ -91,7 +91,7 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
     loop = controller.control_loop(plant, host_cores=port.host_cores, control=config.control)
     stop = asyncio.Event()
     await models.restore()
-    await groups.enter(models.gateway_group)
+    await groups.enter(models.gateway_group, *cores.gateway_share(config.control))
     control = asyncio.create_task(loop.run(stop), name="ROMA core control")
     try:
         yield gateway.Gateway(
