@@ -58,10 +58,10 @@ def run(dags: Path, home: Path, report_dir: Path, *, keep: bool) -> int:
         _forget_old_runs(home / "flights")
         if keep and finished:
             roma = processes.service("roma")
-            console.print(
-                f"\nleft running: Airflow {address}  ROMA {roma.details.get('address') if roma else '(ended)'}"
-            )
-            console.print(f"end it with: MLSCALE_HOME={processes.home()} {Path(sys.executable).parent}/mlscale down")
+            served = roma.details.get("address") if roma else "(ended)"
+            console.print(f"\nleft running: Airflow {address}  ROMA {served}", soft_wrap=True)
+            mlscale = Path(sys.executable).parent / "mlscale"
+            console.print(f"end it with: MLSCALE_HOME={processes.home()} {mlscale} down", soft_wrap=True)
         else:
             stack.down()
 

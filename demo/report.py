@@ -173,7 +173,7 @@ def _picture(outcome: dict[str, Any], kind: str) -> bytes:
 
 
 def _draw_spark(axes: Any, spark: dict[str, Any]) -> None:
-    axes.set_title("Spark features: cores and progress to the deadline", loc="left")
+    axes.set_title("Spark: cores and progress", loc="left")
     axes.set_xlabel("seconds since the task's start")
     axes.set_ylabel("cores")
     series = spark["series"] or []

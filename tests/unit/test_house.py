@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -83,6 +84,13 @@ def test_pyspark_client_does_not_shadow_the_full_pyspark() -> None:
     assert spec is not None
     assert "pyspark-client" not in {dist.name for dist in distributions()}
     assert list((Path(str(spec.origin)).parent / "jars").glob("spark-core_*.jar"))
+
+
+@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "docs/index.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
+    missing = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]
+    assert missing == []
 
 
 RUN_EXAMPLES = """
