@@ -218,4 +218,5 @@ def _draw_latency(axes: Any, serving: dict[str, Any]) -> None:
 
 def _legend(axes: Any) -> None:
     """Above the plot, where it hides nothing."""
-    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5, fontsize="small", frameon=False)
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5, fontsize="small", frameon=False)
