@@ -7,6 +7,8 @@ import os
 from functools import cache
 from pathlib import Path
 
+import httpx
+
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import ports
 from airflow_mlscale.cpu.adapters import cgroup, cgroup_v1, cgroup_v2, lease_client, observe_only
@@ -94,8 +96,9 @@ def _agent_or_none(address: str | None, token: str | None) -> lease_client.Lease
         return None
     try:
         return agent(named, token=token)
-    except errors.UnreachableError:
-        if named:
+    except errors.UnreachableError as exc:
+        # One that is only slow still divides this host: going past it would make two arbiters of one.
+        if named or not isinstance(exc.__cause__, httpx.ConnectError):
             raise
         log.debug("the socket of a host agent is left at %s, but nothing answers", default_socket())
         return None

@@ -124,6 +124,20 @@ def within(share: CpuShare, cores: float) -> CpuShare:
     )
 
 
+def granted(group: str, share: CpuShare, terms: Terms, cores: float) -> CpuShare:
+    """What a host of so many cores grants without an arbiter.
+
+    Raises:
+        AdmissionRefusedError: the minimum alone exceeds the host.
+    """
+    if terms.minimum_cores > cores:
+        raise errors.AdmissionRefusedError(
+            f"group {group!r} asks for at least {terms.minimum_cores:g} cores, but the host has {cores:g}: "
+            "lower minimum_cores"
+        )
+    return within(share, cores)
+
+
 class CpuPort(Protocol):
     """Groups of processes and their shares on one host. Calls are quick and thread-safe.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import threading
@@ -169,6 +170,16 @@ def test_shares_are_cut_to_the_host(rig: Rig) -> None:
     most = rig.port.host_cores
     granted = rig.port.apply("a", ports.CpuShare(guaranteed_cores=most + 1, ceiling_cores=most + 2), TERMS)
     assert ports.CpuShare(guaranteed_cores=most, ceiling_cores=most) == granted
+
+
+def test_a_minimum_beyond_the_host_is_refused(rig: Rig) -> None:
+    rig.port.open("a")
+    most = rig.port.host_cores
+    before = share_of(rig.port, "a")
+    greedy = dataclasses.replace(TERMS, minimum_cores=most + 1)
+    with pytest.raises(errors.AdmissionRefusedError, match="minimum_cores"):
+        rig.port.apply("a", ports.CpuShare(guaranteed_cores=most + 1), greedy)
+    assert before == share_of(rig.port, "a")
 
 
 def test_the_least_ceiling_is_a_hundredth_of_a_core(rig: Rig) -> None:

@@ -52,8 +52,9 @@ class FakeCpu:
         with self._lock:
             self._check(group)
             found = self._groups[group]
+            granted = ports.granted(group, share, terms, self.host_cores)
             self.applied.append((group, share, terms))
-            found.share = ports.within(share, self.host_cores)
+            found.share = granted
             return found.share
 
     def usage(self, group: str) -> ports.CpuUsage:

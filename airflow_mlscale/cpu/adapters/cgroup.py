@@ -88,7 +88,7 @@ class CgroupPort:
             self._enforce(group, ports.UNMANAGED)
 
     def apply(self, group: str, share: ports.CpuShare, terms: ports.Terms = ports.Terms()) -> ports.CpuShare:
-        granted = ports.within(share, self.host_cores)
+        granted = ports.granted(group, share, terms, self.host_cores)
         with self._lock, _translated(group):
             self._check_open(group)
             if not self._exists(group):  # somebody removed it while it was empty: nothing is lost

@@ -102,7 +102,7 @@ class ObserveOnlyPort:
     def apply(self, group: str, share: ports.CpuShare, terms: ports.Terms = ports.Terms()) -> ports.CpuShare:
         with self._lock:
             found = self._group(group)
-            found.share = ports.within(share, self.host_cores)
+            found.share = ports.granted(group, share, terms, self.host_cores)
             return found.share
 
     def usage(self, group: str) -> ports.CpuUsage:
