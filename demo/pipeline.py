@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sys
 import time
 from contextlib import nullcontext
@@ -63,7 +64,14 @@ def run(dags: Path, home: Path, report_dir: Path, *, keep: bool) -> int:
             mlscale = Path(sys.executable).parent / "mlscale"
             console.print(f"end it with: MLSCALE_HOME={processes.home()} {mlscale} down", soft_wrap=True)
         else:
-            stack.down()
+            _end()
+
+
+def _end() -> None:
+    """End the stack; impatience must not leave processes behind."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    stack.down()
 
 
 def _start(dags: Path, console: Console, started: float) -> str:

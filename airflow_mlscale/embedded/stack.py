@@ -76,11 +76,21 @@ def connections() -> dict[str, str]:
 
 
 def down() -> None:
-    """End all of it: Airflow first, then the engines, the agent last."""
+    """End all of it: Airflow first, then the engines, the agent last.
+
+    Raises:
+        TransientError: what an engine's ``down`` said; the others are ended all the same.
+    """
+    failed = []
     processes.end_service("airflow")
     for engine in ("federated", "spark", "roma"):
-        _mlscale([engine, "down"])
+        try:
+            _mlscale([engine, "down"])
+        except errors.TransientError as exc:
+            failed.append(str(exc))
     processes.end_service("agent")
+    if failed:
+        raise errors.TransientError("\n".join(failed))
 
 
 def _mlscale(arguments: Sequence[str]) -> None:
@@ -93,7 +103,7 @@ def _mlscale(arguments: Sequence[str]) -> None:
 
 
 def _start_agent() -> None:
-    if processes.service("agent"):
+    if processes.service("agent") or os.environ.get(detect.AGENT_VARIABLE):  # one agent divides one host
         return
     log_path = processes.home() / "agent" / "agent.log"
     started = processes.detach(
