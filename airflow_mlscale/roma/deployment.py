@@ -83,6 +83,13 @@ class Deployment:
         """Whether nothing is being brought up."""
         return self._task is None
 
+    @property
+    def min_cores(self) -> float:
+        """Guarantee it holds, or will hold once what is being brought up serves; none if nothing of it runs."""
+        if self.state in (model.State.FAILED, model.State.UNLOADED):
+            return 0.0
+        return max(spec.min_cores for spec in (self.desired.active, self.desired.candidate) if spec)
+
     def replica(self, version: str | None = None) -> replicas.Replica:
         """The replica that serves a request.
 
@@ -104,7 +111,7 @@ class Deployment:
         active = self.active
         if active and active.spec.same_files(spec) and spec.threads(self._groups.host_cores) == active.threads:
             self._withdraw_candidate()
-            active.spec = spec
+            active.update(spec)
             self._save(model.Desired(name=self.name, active=spec))
             log.info("%s: settings updated", self.name)
         else:

@@ -130,7 +130,7 @@ class Fleet:
         return UnknownModelError("model", name, f"unknown model; deployed are: {known}")
 
     def _admit(self, spec: model.ModelSpec) -> None:
-        others = sum(one.spec.min_cores for one in self if one.name != spec.name and one.desired.loaded)
+        others = sum(one.min_cores for one in self if one.name != spec.name)
         host = self._groups.host_cores
         if others + spec.min_cores > host + 1e-9:
             raise errors.AdmissionRefusedError(

@@ -10,6 +10,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from enum import StrEnum
 from math import ceil, floor, log
+from typing import assert_never
 
 _WIDTH = log(1.02)
 _SMALLEST_S = 1e-5
@@ -41,7 +42,7 @@ class Window:
     shed: int
     invalid: int
     percentile_s: float | None
-    """None without requests. Failed and shed ones count with the time after which they would have been given up."""
+    """None without requests. Failed and shed ones count with their give-up time, and at least `Meter.lost_s`."""
 
 
 @dataclass
@@ -50,6 +51,9 @@ class _Slot:
     arrivals: int = 0
     outcomes: Counter[Outcome] = field(default_factory=Counter)
     buckets: Counter[int] = field(default_factory=Counter)
+    """Of those served."""
+    lost: Counter[int] = field(default_factory=Counter)
+    """Of those failed and shed."""
 
 
 @dataclass
@@ -57,6 +61,9 @@ class Meter:
     """The recent past of one version of a model."""
 
     keep_s: int = 1800
+    lost_s: float = 0.0
+    """Least latency that a failed or shed request stands for: above the objective, whatever its client's deadline
+    was. It applies to the past too, so that a new objective judges old failures rightly."""
     totals: Counter[Outcome] = field(default_factory=Counter)
     """Since the start."""
     _slots: deque[_Slot] = field(default_factory=deque)
@@ -65,22 +72,32 @@ class Meter:
         self._slot(now).arrivals += 1
 
     def record(self, now: float, outcome: Outcome, latency_s: float) -> None:
-        """One request ended; ``latency_s`` of a failed or shed one is its give-up time."""
+        """One request ended; ``latency_s`` of a failed or shed one is its give-up time, or longer if it took longer."""
         slot = self._slot(now)
         slot.outcomes[outcome] += 1
         self.totals[outcome] += 1
-        if outcome not in (Outcome.INVALID, Outcome.CANCELLED):
-            slot.buckets[_bucket(latency_s)] += 1
+        match outcome:
+            case Outcome.SERVED:
+                slot.buckets[_bucket(latency_s)] += 1
+            case Outcome.FAILED | Outcome.SHED:
+                slot.lost[_bucket(latency_s)] += 1
+            case Outcome.INVALID | Outcome.CANCELLED:
+                pass
+            case _:
+                assert_never(outcome)
 
     def window(self, now: float, seconds: float, percentile: float) -> Window:
         """The last ``seconds``, the running one included."""
         outcomes: Counter[Outcome] = Counter()
         buckets: Counter[int] = Counter()
+        least_lost = _bucket(self.lost_s)
         for slot in reversed(self._slots):
             if slot.second <= now - seconds:
                 break
             outcomes += slot.outcomes
             buckets += slot.buckets
+            for bucket, count in slot.lost.items():
+                buckets[max(bucket, least_lost)] += count
         errors = outcomes[Outcome.FAILED] + outcomes[Outcome.SHED]
         return Window(
             seconds=seconds,

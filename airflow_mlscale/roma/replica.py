@@ -65,7 +65,7 @@ class Replica:
         self.spec = spec
         self.group = group
         self.threads = spec.threads(groups.host_cores)
-        self.meter = measurement.Meter()
+        self.meter = measurement.Meter(lost_s=config.queue.lost_s(spec.objective.seconds))
         self.times = policy.ServiceTimes()
         self.queue: queueing.DeadlineQueue[Request] = queueing.DeadlineQueue()
         self.loaded: ports.Loaded | None = None
@@ -111,6 +111,11 @@ class Replica:
     async def start(self) -> None:
         """Start, load, warm up; raises what `Supervisor.start` raises."""
         await self.supervisor.start()
+
+    def update(self, spec: model.ModelSpec) -> None:
+        """Serve the same files under other settings from now on."""
+        self.spec = spec
+        self.meter.lost_s = self._config.queue.lost_s(spec.objective.seconds)
 
     def accept(self, call: model.Call, deadline_s: float | None) -> Request:
         """Put a call in the line; ``deadline_s`` from now as the client set it, or None for the objective.

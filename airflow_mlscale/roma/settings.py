@@ -73,6 +73,10 @@ class QueueSettings:
         if self.give_up_factor < 1:
             raise errors.InvalidInputError("give_up_factor", self.give_up_factor, "give a factor of at least 1")
 
+    def lost_s(self, objective_s: float) -> float:
+        """Least latency that a request without an answer counts with: a miss even where the factor is 1."""
+        return max(2.0, self.give_up_factor) * objective_s
+
 
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings:

@@ -50,6 +50,17 @@ def test_shed_and_failed_requests_violate_but_the_clients_mistakes_do_not_count(
     assert pytest.approx(0.5, rel=0.02) == window.percentile_s  # a tenth of them is more than the 5 % allowed
 
 
+def test_lost_requests_count_with_a_miss_even_if_they_were_given_up_early_or_before_the_objective_grew() -> None:
+    meter = measurement.Meter(lost_s=0.5)
+    meter.record(0.0, Outcome.SHED, 1e-5)
+    meter.record(0.0, Outcome.FAILED, 0.001)
+    assert pytest.approx(0.5, rel=0.02) == meter.window(0.5, 10, 50).percentile_s
+    meter.lost_s = 10.0
+    assert pytest.approx(10.0, rel=0.02) == meter.window(0.5, 10, 50).percentile_s
+    meter.record(0.0, Outcome.SHED, 60.0)  # waited for longer
+    assert pytest.approx(60.0, rel=0.02) == meter.window(0.5, 10, 95).percentile_s
+
+
 def test_without_requests_there_is_no_percentile() -> None:
     assert measurement.Meter().window(3.0, 10, 95).percentile_s is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -130,6 +131,30 @@ async def test_a_wrong_order_changes_nothing(models: fleet.Fleet, store: fakes.M
     assert store.saved == {}
 
 
+async def test_a_model_that_failed_is_guaranteed_nothing(models: fleet.Fleet) -> None:
+    async def other(min_cores: float) -> deployment.Deployment:
+        return await models.deploy(
+            model.DeployOrder(name="other", artefact="/o", objective=OBJECTIVE, min_cores=min_cores)
+        )
+
+    assert (await deploy(models, "/broken", min_cores=1.9)).state == model.State.FAILED
+    await (await other(0.5)).wait_settled(5)
+    with pytest.raises(errors.AdmissionRefusedError, match=r"guaranteed 0\.5 of this host's 2 cores"):
+        await deploy(models, "/a", min_cores=1.9)
+    with pytest.raises(errors.AdmissionRefusedError):
+        await models.load("m")
+
+
+async def test_a_version_that_is_being_loaded_holds_its_guarantee_already(models: fleet.Fleet) -> None:
+    await deploy(models, min_cores=0.1)
+    await models.deploy(model.DeployOrder(name="m", artefact="/slow", min_cores=1.5))
+    other = model.DeployOrder(name="other", artefact="/o", objective=OBJECTIVE, min_cores=1.0)
+    with pytest.raises(errors.AdmissionRefusedError, match=r"guaranteed 1\.5 of"):
+        await models.deploy(other)
+    await models.deploy(model.DeployOrder(name="m", artefact="/a"))  # withdraws it
+    await models.deploy(other)
+
+
 async def test_the_same_files_are_not_loaded_twice(models: fleet.Fleet, launcher: fakes.FakeLauncher) -> None:
     await deploy(models)
     one = await deploy(models, min_cores=0.5)
@@ -228,6 +253,56 @@ async def test_what_waits_too_long_is_given_up_even_if_the_worker_hangs(
         await asyncio.wait_for(ask(one, deadline_s=0.05), 5)
     launcher.last.answer()
     assert (await executing).status == 200
+
+
+@pytest.mark.parametrize("factor", [1, 10])
+async def test_no_lost_request_is_within_the_objective_however_short_its_deadline(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState, factor: float
+) -> None:
+    limits = replace(CONFIG.queue, give_up_factor=factor, max_requests=1)
+    models = make(launcher, store, replace(CONFIG, queue=limits, worker=settings.WorkerSettings(backoff_first_s=30)))
+    one = await deploy(models, max_cores=1.0)
+    replica = one.replica()
+    launcher.automatic = False
+    answered = ask(one, deadline_s=0.05)
+    launcher.last.answer(status=500)
+    assert (await answered).status == 500
+    at_worker, waiting = ask(one, deadline_s=0.05), ask(one, deadline_s=0.05)
+    with pytest.raises(replicas.RefusedError) as full:
+        ask(one, deadline_s=0.001)
+    assert full.value.status == 429
+    with pytest.raises(replicas.RefusedError, match="cannot be answered within 50 ms"):
+        await asyncio.wait_for(waiting, 5)
+    launcher.last.die()
+    with pytest.raises(replicas.RefusedError, match="worker ended"):
+        await at_worker
+    with pytest.raises(replicas.RefusedError, match="restarting"):
+        ask(one, deadline_s=0.001)
+    for rank in (1, 95):
+        window = replica.meter.window(time.monotonic(), 60, rank)
+        assert (window.requests, window.errors) == (5, 5)
+        assert window.percentile_s is not None
+        assert window.percentile_s > 1.9 * OBJECTIVE.seconds
+    await models.end()
+
+
+async def test_a_wider_objective_does_not_forgive_lost_requests(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    one = await deploy(models)
+    answered = ask(one)
+    assert (await answered).status == 200
+    launcher.automatic = False
+    failed = ask(one)
+    launcher.last.answer(status=500)
+    await failed
+    launcher.automatic = True
+    wider = model.Objective(milliseconds=100_000)
+    await models.deploy(model.DeployOrder(name="m", artefact="/a", objective=wider))
+    assert one.spec.objective == wider
+    percentile_s = one.replica().meter.window(time.monotonic(), 60, 95).percentile_s
+    assert percentile_s is not None
+    assert percentile_s > wider.seconds
 
 
 async def test_a_request_whose_client_left_is_not_computed(models: fleet.Fleet, launcher: fakes.FakeLauncher) -> None:
