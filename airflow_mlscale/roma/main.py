@@ -5,15 +5,22 @@ from __future__ import annotations
 import argparse
 import ipaddress
 import json
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import Any, get_args
 
 from airflow_mlscale import errors
 from airflow_mlscale.roma import settings
-from airflow_mlscale.runtime import processes
+from airflow_mlscale.runtime import journal, processes
 
 SERVICE = "roma"
+
+_NOT_A_LINE = "it holds no token; write one line of printable ASCII into it"
 
 _PASSED_ON = (
     "host",
@@ -72,6 +79,7 @@ def _serve(options: argparse.Namespace) -> int:
     from airflow_mlscale.roma import daemon
 
     config = _config(options)
+    _check_writable(config)
     daemon.serve(config, detect.detect(options.cpu))
     return 0
 
@@ -86,6 +94,7 @@ def _up(options: argparse.Namespace) -> int:
     if found := processes.service(SERVICE):
         print(f"ROMA already serves on {found.details['address']}")
         return 0
+    _check_writable(config)
     # Another server on this port would answer the question below and look like ours.
     with daemon.listening(config.gateway):
         pass
@@ -128,8 +137,13 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> settings.Settings:
-    if options.model_root is not None and not options.model_root.is_dir():
+    if options.model_root is not None and not os.path.isdir(options.model_root):  # Path.is_dir raises for long names
         raise errors.InvalidInputError("model_root", str(options.model_root), "give a directory that exists")
+    max_body_bytes = options.max_body_mb * 2**20
+    if not 1024 <= max_body_bytes < inf:
+        raise errors.InvalidInputError(
+            "max_body_mb", options.max_body_mb, "give a number of megabytes of at least 0.001"
+        )
     return settings.Settings(
         state_dir=options.state or processes.home() / "roma",
         model_root=options.model_root,
@@ -138,7 +152,7 @@ def _config(options: argparse.Namespace) -> settings.Settings:
             host=options.host,
             port=options.port,
             token=_token(options.token_file),
-            max_body_bytes=int(options.max_body_mb * 2**20),
+            max_body_bytes=int(max_body_bytes),
             access_log=options.access_log,
         ),
         queue=settings.QueueSettings(max_requests=options.max_queue, give_up_factor=options.give_up_factor),
@@ -153,9 +167,37 @@ def _token(path: Path | None) -> str | None:
         token = path.read_text(encoding="utf-8").strip()
     except OSError as exc:
         raise errors.InvalidInputError("token_file", str(path), f"it cannot be read: {exc.strerror}") from exc
+    except UnicodeDecodeError:  # its message, or the chain of errors, would show what the file holds
+        raise errors.InvalidInputError("token_file", str(path), _NOT_A_LINE) from None
     if not token:
         raise errors.InvalidInputError("token_file", str(path), "it is empty; write a long random token into it")
+    if not (token.isascii() and token.isprintable()):  # no HTTP header can carry it
+        raise errors.InvalidInputError("token_file", str(path), _NOT_A_LINE)
     return token
+
+
+def _check_writable(config: settings.Settings) -> None:
+    """Open what the daemon will write to, as it will, so that a bad path is told before anything starts.
+
+    Raises:
+        InvalidInputError: the state directory or the journal cannot be had.
+    """
+    with _writable("journal", config.journal_path):
+        journal.Journal(config.journal_path).close()
+    with _writable("state", config.state_dir):
+        config.state_dir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        tempfile.TemporaryFile(dir=config.state_dir).close()
+
+
+@contextmanager
+def _writable(field: str, path: Path | None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        fix = f"it cannot be written ({exc.strerror}); give another --{field}"
+        raise errors.InvalidInputError(field, str(path), fix) from exc
+    except UnicodeDecodeError as exc:
+        raise errors.InvalidInputError(field, str(path), f"another kind of file; give another --{field}") from exc
 
 
 def _reachable(host: str) -> str:

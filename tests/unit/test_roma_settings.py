@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,16 +114,54 @@ def _options(*arguments: str) -> argparse.Namespace:
 def test_the_command_line_refuses_bad_files_before_anything_starts(tmp_path: Path) -> None:
     empty = tmp_path / "token"
     empty.write_text("\n")
+    binary, lines = tmp_path / "binary", tmp_path / "lines"
+    binary.write_bytes(b"\xd0\x00")
+    lines.write_text("one\ntwo")
     for arguments in (
         ["--token-file", str(tmp_path / "none")],
         ["--token-file", str(empty)],
+        ["--token-file", str(binary)],
+        ["--token-file", str(lines)],
+        ["--token-file", str(tmp_path)],
         ["--model-root", str(tmp_path / "none")],
+        ["--model-root", "x" * 300],
         ["--host", "0.0.0.0"],
+        ["--max-body-mb", "nan"],
+        ["--max-body-mb", "1e400"],
+        ["--max-body-mb", "1e308"],
+        ["--max-body-mb", "-1"],
+        ["--journal", str(tmp_path)],
+        ["--journal", str(binary)],
+        ["--journal", str(empty / "journal")],
     ):
         options = _options("serve", "--state", str(tmp_path / "state"), *arguments)
         with pytest.raises(errors.InvalidInputError):
             options.run(options)
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("action", ["serve", "up"])
+def test_a_state_directory_that_cannot_be_had_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    monkeypatch.setenv("MLSCALE_HOME", str(tmp_path / "home"))
+    file = tmp_path / "file"
+    file.touch()
+    for state in (file, file / "state", Path("/proc/state")):
+        options = _options(action, "--state", str(state))
+        with pytest.raises(errors.InvalidInputError, match=r"^state=.*cannot be written"):
+            options.run(options)
+    assert not (tmp_path / "home").exists()
+
+
+def test_what_a_token_file_holds_is_not_told(tmp_path: Path) -> None:
+    secret = tmp_path / "token"
+    secret.write_bytes(b"hunter2\xd0")
+    options = _options("serve", "--token-file", str(secret))
+    with pytest.raises(errors.InvalidInputError) as refused:
+        options.run(options)
+    assert "hunter2" not in "".join(traceback.format_exception(refused.value))
+    assert "hunter2" not in str(refused.value)
 
 
 def saved_model(path: Path) -> Path:
@@ -143,6 +182,10 @@ def test_an_artefact_is_a_saved_model_directory(tmp_path: Path) -> None:
         str(tmp_path / "versions"): "version directories",
         "s3://bucket/model": "not a URL",
         "relative": "absolute path",
+        "~nobody-of-this-name/m": "cannot be read",
+        "/m\0": "cannot be read",
+        "/\ud800": "cannot be read",
+        "/" + "x" * 300: "cannot be read",
     }.items():
         with pytest.raises(errors.ModelArtefactError, match=fix):
             disk.check(wrong)
@@ -157,7 +200,8 @@ def test_nothing_leads_out_of_the_model_root(tmp_path: Path) -> None:
     for path in (str(outside), str(root / "link"), "../out", str(root / ".." / "out")):
         with pytest.raises(errors.ModelArtefactError, match="outside the model root"):
             disk.check(path)
-    assert disk.find("../out") is None
+    for name in ("../out", "in\0", "x" * 300, "."):
+        assert disk.find(name) is None
 
 
 def test_changed_files_change_the_fingerprint(tmp_path: Path) -> None:

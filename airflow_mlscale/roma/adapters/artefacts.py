@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from airflow_mlscale import errors
+from airflow_mlscale.roma import model
 
 
 class LocalArtefacts:
@@ -15,9 +18,40 @@ class LocalArtefacts:
         self.root = root.resolve() if root else None
 
     def check(self, artefact: str) -> tuple[Path, str]:
-        """The resolved path and a fingerprint of names, sizes and modification times."""
+        """The resolved path and a fingerprint of names, sizes and modification times.
+
+        Raises:
+            ModelArtefactError: it is no path of a SavedModel, lies outside the root or cannot be read.
+        """
         if "://" in artefact:
             raise errors.ModelArtefactError("artefact", artefact, "give a directory on ROMA's own host, not a URL")
+        with _readable("artefact", artefact):
+            path = self._resolved(artefact)
+            if not path.is_dir():
+                fix = "no such directory; give the path of a SavedModel"
+                raise errors.ModelArtefactError("artefact", artefact, fix)
+            if not _is_saved_model(path):
+                raise errors.ModelArtefactError("artefact", artefact, _not_a_model(path))
+            return path, _fingerprint(path)
+
+    def find(self, name: str) -> tuple[Path, str] | None:
+        """``<root>/<name>`` itself (version 1), or the highest of its numbered version directories.
+
+        Raises:
+            ModelArtefactError: it cannot be read.
+        """
+        if self.root is None or not model.NAME.fullmatch(name):
+            return None
+        with _readable("model", name):
+            path = (self.root / name).resolve()
+            if not path.is_relative_to(self.root) or not path.is_dir():
+                return None
+            if _is_saved_model(path):
+                return path, "1"
+            versions = _versions(path)
+            return (path / versions[-1], versions[-1]) if versions else None
+
+    def _resolved(self, artefact: str) -> Path:
         path = Path(artefact).expanduser()
         if not path.is_absolute():
             if self.root is None:
@@ -26,23 +60,19 @@ class LocalArtefacts:
         path = path.resolve()  # before the check, so that neither '..' nor a link leads out of the root
         if self.root and not path.is_relative_to(self.root):
             raise errors.ModelArtefactError("artefact", artefact, f"it lies outside the model root {self.root}")
-        if not path.is_dir():
-            raise errors.ModelArtefactError("artefact", artefact, "no such directory; give the path of a SavedModel")
-        if not _is_saved_model(path):
-            raise errors.ModelArtefactError("artefact", artefact, _not_a_model(path))
-        return path, _fingerprint(path)
+        return path
 
-    def find(self, name: str) -> tuple[Path, str] | None:
-        """``<root>/<name>`` itself (version 1), or the highest of its numbered version directories."""
-        if self.root is None:
-            return None
-        path = (self.root / name).resolve()
-        if not path.is_relative_to(self.root) or not path.is_dir():
-            return None
-        if _is_saved_model(path):
-            return path, "1"
-        versions = _versions(path)
-        return (path / versions[-1], versions[-1]) if versions else None
+
+@contextmanager
+def _readable(field: str, value: str) -> Iterator[None]:
+    """What Python says of paths that the system refuses: errors of the system, of encodings and of user names."""
+    try:
+        yield
+    except errors.ModelArtefactError:
+        raise
+    except (OSError, ValueError, RuntimeError) as exc:
+        fix = f"it cannot be read ({exc}); give the path of a SavedModel that ROMA may read"
+        raise errors.ModelArtefactError(field, value, fix) from exc
 
 
 def _is_saved_model(path: Path) -> bool:
