@@ -30,13 +30,13 @@ class Objective:
     """In (0, 100]."""
 
     def __post_init__(self) -> None:
-        if not _is_number(self.milliseconds) or not 0 < self.milliseconds <= MAX_OBJECTIVE_MS:
+        if not is_number(self.milliseconds) or not 0 < self.milliseconds <= MAX_OBJECTIVE_MS:
             raise errors.InvalidInputError(
                 "objective.milliseconds",
                 self.milliseconds,
                 f"give the latency to keep in milliseconds, a number above 0 and at most {MAX_OBJECTIVE_MS:.0f}",
             )
-        if not _is_number(self.percentile) or not 0 < self.percentile <= 100:
+        if not is_number(self.percentile) or not 0 < self.percentile <= 100:
             raise errors.InvalidInputError(
                 "objective.percentile", self.percentile, "give a percentile above 0 and at most 100, such as 95"
             )
@@ -69,17 +69,17 @@ class ModelSpec:
     def __post_init__(self) -> None:
         check_name("name", self.name)
         check_name("version", self.version)
-        if not _is_number(self.min_cores) or self.min_cores < 0:
+        if not is_number(self.min_cores) or self.min_cores < 0:
             raise errors.InvalidInputError("min_cores", self.min_cores, "give a number of cores, at least 0")
         if self.max_cores is not None and (
-            not _is_number(self.max_cores) or not self.max_cores > 0 or self.max_cores < self.min_cores
+            not is_number(self.max_cores) or not self.max_cores > 0 or self.max_cores < self.min_cores
         ):
             raise errors.InvalidInputError(
                 "max_cores", self.max_cores, f"give a number above 0 and not below min_cores={self.min_cores}, or null"
             )
-        if not _is_integer(self.priority) or abs(self.priority) > 1000:
+        if not is_integer(self.priority) or abs(self.priority) > 1000:
             raise errors.InvalidInputError("priority", self.priority, "give an integer between -1000 and 1000")
-        if not _is_integer(self.max_batch) or not 1 <= self.max_batch <= 4096:
+        if not is_integer(self.max_batch) or not 1 <= self.max_batch <= 4096:
             raise errors.InvalidInputError("max_batch", self.max_batch, "give an integer between 1 and 4096")
 
     def threads(self, host_cores: float) -> int:
@@ -147,7 +147,7 @@ def order_from_json(name: str, document: Any) -> DeployOrder:
         raise errors.InvalidInputError("artefact", _short(artefact), "give the path of a SavedModel directory")
     version = document.get("version")
     if version is not None:
-        version = check_name("version", str(version) if _is_integer(version) else version)
+        version = check_name("version", str(version) if is_integer(version) else version)
     return DeployOrder(
         **{**document, "name": name, "version": version, "objective": _objective_from_json(document.get("objective"))}
     )
@@ -235,11 +235,13 @@ def check_name(field: str, value: Any) -> str:
     return value
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number; a truth value is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _is_integer(value: Any) -> bool:
+def is_integer(value: Any) -> bool:
+    """Whether it is a whole number; a truth value is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 

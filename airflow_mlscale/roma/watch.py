@@ -74,12 +74,14 @@ class ObjectiveCondition:
     """Only this version counts; None for whichever serves."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.min_requests, int) or self.min_requests < 1:
+        if not model.is_integer(self.min_requests) or self.min_requests < 1:
             raise errors.InvalidInputError("min_requests", self.min_requests, "give a whole number of at least 1")
-        if not 1 <= self.window_s <= 1800:
+        if not model.is_number(self.window_s) or not 1 <= self.window_s <= 1800:
             raise errors.InvalidInputError("window_s", self.window_s, "give between 1 and 1800 seconds")
-        if not 0 <= self.held_for_s < float("inf"):
+        if not model.is_number(self.held_for_s) or self.held_for_s < 0:
             raise errors.InvalidInputError("held_for", self.held_for_s, "give a time of at least 0 seconds")
+        if self.version is not None:
+            model.check_name("version", self.version)
 
 
 def objective(

@@ -108,12 +108,13 @@ class RomaObjectiveSensor(BaseSensorOperator):
     def poke(self, context: Any) -> PokeReturnValue:
         """One look."""
         with translated():
+            condition = self._condition()
             try:
                 status = RomaHook(self.conn_id).status(self.model_name, window_s=self.window_s)
             except errors.TransientError as exc:
                 return self._away(exc)
             now = self._seen_at = time.monotonic()
-            look, self._held_since = watch.objective(status, self._condition(), held_since=self._held_since, now=now)
+            look, self._held_since = watch.objective(status, condition, held_since=self._held_since, now=now)
             self._write_down(context, look.told, look.summary, now=look.done)
             if look.done:
                 tell_outlets(self, context, look.summary)

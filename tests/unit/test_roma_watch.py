@@ -54,6 +54,26 @@ def test_a_version_that_another_one_replaced_is_an_error() -> None:
         watch.deployed(status(), "1")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"min_requests": 0}, "min_requests"),
+        ({"min_requests": "a"}, "min_requests"),
+        ({"window_s": "a"}, "window_s"),
+        ({"window_s": 1801}, "window_s"),
+        ({"window_s": float("nan")}, "window_s"),
+        ({"held_for_s": "a"}, "held_for"),
+        ({"held_for_s": float("inf")}, "held_for"),
+        ({"version": "a/b"}, "version"),
+        ({"version": ""}, "version"),
+    ],
+)
+def test_a_condition_that_cannot_be_is_refused(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(errors.InvalidInputError) as refused:
+        watch.ObjectiveCondition(**arguments)
+    assert refused.value.field == field
+
+
 CONDITION = watch.ObjectiveCondition(min_requests=100, held_for_s=10)
 
 

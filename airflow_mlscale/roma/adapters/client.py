@@ -62,24 +62,23 @@ class RomaClient:
 
     def deploy(self, order: model.DeployOrder) -> dict[str, Any]:
         """Deploy or update; returns the status at once, long before the model is ready."""
-        return self._call("PUT", f"/v2/mlscale/models/{order.name}", json=order_body(order), timeout=30)
+        return self._call("PUT", _path(order.name), json=order_body(order), timeout=30)
 
     def status(self, name: str, *, window_s: float = 60, settled_within_s: float = 0) -> dict[str, Any]:
         """One model; with ``settled_within_s`` the daemon answers when nothing is being brought up any more."""
         query = {"window_s": window_s, "settled_within_s": settled_within_s}
         timeout_s = TIMEOUT_S + settled_within_s
-        return self._call("GET", f"/v2/mlscale/models/{name}", params=query, timeout=timeout_s)
+        return self._call("GET", _path(name), params=query, timeout=timeout_s)
 
     def journal(self, name: str, *, since: float = 0) -> list[dict[str, Any]]:
         """Decisions about a model since a wall time."""
-        records: list[dict[str, Any]] = self._call(
-            "GET", f"/v2/mlscale/models/{name}/journal", params={"since": since}
-        )["records"]
+        found = self._call("GET", f"{_path(name)}/journal", params={"since": since})
+        records: list[dict[str, Any]] = found["records"]
         return records
 
     def remove(self, name: str) -> None:
         """Undeploy and forget."""
-        self._call("DELETE", f"/v2/mlscale/models/{name}", timeout=60)
+        self._call("DELETE", _path(name), timeout=60)
 
     def _call(self, method: str, path: str, **arguments: Any) -> dict[str, Any]:
         try:
@@ -106,13 +105,17 @@ class AsyncRomaClient:
     async def status(self, name: str, *, window_s: float = 60, settled_within_s: float = 0) -> dict[str, Any]:
         """As `RomaClient.status`."""
         query = {"window_s": window_s, "settled_within_s": settled_within_s}
+        path = _path(name)
         try:
-            response = await self._http.get(
-                f"/v2/mlscale/models/{name}", params=query, timeout=TIMEOUT_S + settled_within_s
-            )
+            response = await self._http.get(path, params=query, timeout=TIMEOUT_S + settled_within_s)
         except httpx.HTTPError as exc:
             raise unreachable(self.address, exc) from exc
         return read(self.address, response)
+
+
+def _path(name: str) -> str:
+    """Of a model; a name that is none must not lead to another endpoint."""
+    return f"/v2/mlscale/models/{model.check_name('model_name', name)}"
 
 
 def read(address: str, response: httpx.Response) -> dict[str, Any]:
