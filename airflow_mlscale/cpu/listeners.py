@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -18,54 +17,51 @@ def unix_socket(path: Path) -> socket.socket:
     """A listening Unix socket that only this user may use (mode 0600); replaces one left by a dead agent.
 
     Raises:
-        InvalidInputError: the path is too long, or another agent listens there.
+        InvalidInputError: the path is too long or cannot be made, or another agent listens there.
     """
     if len(os.fsencode(path)) > LONGEST_PATH_BYTES:
         raise errors.InvalidInputError("socket", str(path), f"use a path of at most {LONGEST_PATH_BYTES} bytes")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock(path.with_name(path.name + ".lock"), field="socket", create=True)
-    if path.exists() and not path.is_socket():
-        raise errors.InvalidInputError("socket", str(path), "this is not a socket; choose another path")
-    path.unlink(missing_ok=True)
-    listener = socket.socket(socket.AF_UNIX)
-    # The mode is set before anybody can connect: listening begins later.
-    listener.bind(str(path))
-    path.chmod(0o600)
+    try:
+        if path.exists() and not path.is_socket():
+            raise errors.InvalidInputError("socket", str(path), "this is not a socket; choose another path")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock(path.with_name(path.name + ".lock"), field="socket", create=True)
+        path.unlink(missing_ok=True)
+        listener = socket.socket(socket.AF_UNIX)
+        # The mode is set before anybody can connect: listening begins later.
+        listener.bind(str(path))
+        path.chmod(0o600)
+    except OSError as exc:
+        raise errors.InvalidInputError(
+            "socket", str(path), f"cannot listen there ({exc}); choose another path"
+        ) from exc
     return listener
 
 
 def tcp_socket(address: str, *, token: str | None) -> socket.socket:
-    """A TCP socket bound to ``HOST:PORT``.
+    """A TCP socket bound to ``HOST:PORT``, for a server that asks for the token.
 
     Raises:
-        InvalidInputError: another form, no token for an address off loopback, or the address is taken.
+        InvalidInputError: another form, no token, or the address is taken.
     """
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or int(port) > 65535:
+    if not host or not port.isdecimal() or len(port) > 5 or int(port) > 65535:
         raise errors.InvalidInputError("listen", address, "use HOST:PORT, for example 127.0.0.1:8490")
-    if token is None and not is_loopback(host):
+    if not token:  # on loopback too: unlike the Unix socket's mode, no address keeps out other users or a browser
         raise errors.InvalidInputError(
-            "listen", address, "other machines can reach this address: give a --token-file, or use 127.0.0.1"
+            "listen",
+            address,
+            "others can reach a TCP port, on loopback too: give a --token-file, or use the Unix socket",
         )
     try:
         family, kind, protocol, _, target = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(target)
-    except OSError as exc:
+    except (OSError, UnicodeError) as exc:
         raise errors.InvalidInputError("listen", address, f"cannot listen there ({exc})") from exc
     return listener
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the host; names other than ``localhost`` do not count."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def token(path: Path) -> str:

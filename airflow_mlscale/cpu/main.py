@@ -28,7 +28,7 @@ def add_commands(commands: Commands) -> None:
     agent.add_argument(
         "--socket", type=Path, metavar="PATH", help="Unix socket (default: run/agent.sock in $MLSCALE_HOME)"
     )
-    agent.add_argument("--listen", metavar="HOST:PORT", help="listen on TCP too; off loopback only with a token")
+    agent.add_argument("--listen", metavar="HOST:PORT", help="listen on TCP too; needs --token-file")
     agent.add_argument("--token-file", type=Path, metavar="PATH", help="file with the bearer token asked for on TCP")
     agent.add_argument(
         "--policy", default="guaranteed_first", metavar="NAME", help=f"{', '.join(arbitration.POLICIES)}"

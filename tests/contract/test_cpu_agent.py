@@ -45,7 +45,9 @@ def http(host: fake_cpu.FakeCpu, tmp_path: Path) -> Iterator[httpx.Client]:
         (b"[]", "body"),
         (b"\xff", "body"),
         (b"[" * 10_000, "body"),
+        (b'{"guaranteed_cores": ' + b"1" * 5_000 + b"}", "body"),  # more digits than Python reads
         (b'{"guaranteed_cores": 1, "cores": 1}', "cores"),
+        (rb'{"guaranteed_cores": 1, "\ud800": 1}', r"\ud800"),  # half a character: UTF-8 has no form for it
         (b"{}", "guaranteed_cores"),
         (b'{"guaranteed_cores": "1"}', "guaranteed_cores"),
         (b'{"guaranteed_cores": true}', "guaranteed_cores"),
@@ -175,19 +177,28 @@ def test_an_agent_process_over_tcp_with_a_token(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--listen", "0.0.0.0:0"), "listen='0.0.0.0:0': other machines can reach"),
+        (("--listen", "0.0.0.0:0"), "listen='0.0.0.0:0': others can reach a TCP port, on loopback too"),
+        (("--listen", "127.0.0.1:0"), "listen='127.0.0.1:0': others can reach a TCP port, on loopback too"),
         (("--listen", "nonsense"), "listen='nonsense': use HOST:PORT"),
         (("--token-file", "/nowhere", "--listen", "127.0.0.1:0"), "token-file='/nowhere': cannot read it"),
+        (("--listen", ".x:80", "--token-file", "TOKEN"), "listen='.x:80': cannot listen there"),
+        (("--listen", "127.0.0.1:" + "9" * 5_000), "': use HOST:PORT"),
+        (("--socket", "/proc/nope/x.sock"), "socket='/proc/nope/x.sock': cannot listen there"),
+        (("--socket", "/"), "socket='/': this is not a socket"),
         (("--policy", "coin"), "policy='coin': use one of"),
         (("--cores", "-1"), "cores=-1.0: use a finite number"),
         (("--backend", "cgroup-v3"), "cpu='cgroup-v3'"),
     ],
 )
 def test_bad_arguments_are_one_line(tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
-    agent = cpu_agent.AgentProcess(tmp_path / "agent.sock", *arguments)
+    token_file = tmp_path / "token"
+    token_file.write_text(TOKEN)
+    given = [str(token_file) if word == "TOKEN" else word for word in arguments]
+    agent = cpu_agent.AgentProcess(tmp_path / "agent.sock", *given)
     try:
         assert agent.child.wait(60) == 2
-        assert message in agent.log_path.read_text()
+        [line] = [line for line in agent.log_path.read_text().splitlines() if line]
+        assert message in line
         assert not (tmp_path / "agent.sock").exists()
     finally:
         agent.child.end()
