@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from math import inf
 
 from airflow_mlscale import errors
+from airflow_mlscale.cpu.ports import LONGEST_TTL_S
 from airflow_mlscale.spark.model import Mode
 
 ON_INFEASIBLE = ("fail", "best_effort")
 FLOOR_CORES = 0.2
+LEAST_PERIODS_OF_A_LEASE = 3
+"""A lease is renewed once a period: it outlives one renewal that fails, and one that comes late."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class DeadlineSettings:
     learning_rate: float = 0.4
     """Weight of a new run in the profile."""
     ttl_s: float = 10.0
-    """Life of a CPU lease without renewal."""
+    """Life of a CPU lease without renewal; at least `LEAST_PERIODS_OF_A_LEASE` periods."""
 
     def __post_init__(self) -> None:
         one_of("mode", self.mode, Mode)
@@ -73,6 +76,13 @@ class DeadlineSettings:
             value = getattr(self, field)
             if not (_is_number(value) and low <= value <= high):
                 raise errors.InvalidInputError(field, value, f"must be a number from {low} to {high}")
+        if self.ttl_s < LEAST_PERIODS_OF_A_LEASE * self.period_s:
+            raise errors.InvalidInputError(
+                "ttl_s",
+                self.ttl_s,
+                f"must be at least {LEAST_PERIODS_OF_A_LEASE} times period_s={self.period_s}, "
+                "or the lease lapses between two renewals",
+            )
 
     @property
     def low(self) -> float:
@@ -97,7 +107,7 @@ _RANGES = {
     "headroom": (0.1, 1.0),
     "settle_s": (0.0, 3600.0),
     "learning_rate": (0.01, 1.0),
-    "ttl_s": (2.0, 600.0),
+    "ttl_s": (2.0, LONGEST_TTL_S),
 }
 
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from airflow_mlscale import errors
 from airflow_mlscale.control import deadline
 from airflow_mlscale.control.deadline import Piece
+from airflow_mlscale.cpu.ports import LONGEST_TTL_S
 from airflow_mlscale.spark import policy
 from airflow_mlscale.spark.model import (
     Decision,
@@ -299,12 +300,21 @@ def test_the_plan_that_explains_the_stages_is_taken_and_else_the_heaviest() -> N
         ("max_cores", float("nan")),
         ("max_cores", "2"),
         ("max_cores", 0.1),
+        ("ttl_s", LONGEST_TTL_S + 1),  # the host's arbiter takes no longer lease
     ],
 )
 def test_bad_settings_name_the_field(field: str, value: object) -> None:
     with pytest.raises(errors.InvalidInputError) as caught:
         DeadlineSettings(**{field: value})  # type: ignore[arg-type]
     assert caught.value.field == field
+
+
+def test_a_lease_outlives_three_periods() -> None:
+    assert DeadlineSettings(period_s=5.0, ttl_s=15.0).ttl_s == 15.0  # 3 · 5
+    with pytest.raises(errors.InvalidInputError, match=r"ttl_s=10.0: must be at least 3 times period_s=5.0"):
+        DeadlineSettings(period_s=5.0)
+    with pytest.raises(errors.InvalidInputError, match=r"ttl_s=2.0: must be at least 3 times period_s=60.0"):
+        DeadlineSettings(period_s=60.0, ttl_s=2.0)
 
 
 def test_bounds_must_not_cross() -> None:
