@@ -34,12 +34,15 @@ def resolve(deadline: Any, *, started_at: datetime) -> datetime:
             where it is absolute.
     """
     value = _parsed(deadline) if isinstance(deadline, str) else deadline
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
-        value = timedelta(seconds=value)
-    if isinstance(value, timedelta):
-        if value <= timedelta(0):
-            raise errors.InvalidInputError("deadline", deadline, "a duration must be longer than nothing")
-        return started_at + value
+    try:
+        if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
+            value = timedelta(seconds=value)
+        if isinstance(value, timedelta):
+            if value <= timedelta(0):
+                raise errors.InvalidInputError("deadline", deadline, "a duration must be longer than nothing")
+            return started_at + value
+    except OverflowError as exc:
+        raise errors.InvalidInputError("deadline", deadline, "a duration must end before the year 10000") from exc
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise errors.InvalidInputError("deadline", deadline, "a date and time needs a time zone")
@@ -70,6 +73,9 @@ def _parsed(text: str) -> Any:
         pass
     try:
         # exact: "10:30" stays a time of day, which is refused, instead of becoming one of today.
-        return pendulum.parse(text.strip(), exact=True)
-    except (ParserError, ValueError) as exc:
+        value = pendulum.parse(text.strip(), exact=True)
+    except (ParserError, ValueError, TypeError, OverflowError) as exc:  # the last two from ill-formed intervals
         raise errors.InvalidInputError("deadline", text, FIX) from exc
+    if isinstance(value, pendulum.Interval):  # a timedelta too, but of two given dates: not one from the start
+        raise errors.InvalidInputError("deadline", text, FIX)
+    return value
