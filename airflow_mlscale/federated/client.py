@@ -18,7 +18,7 @@ from typing import Any
 from airflow_mlscale import errors
 from airflow_mlscale.federated import model, ports, watch
 from airflow_mlscale.federated.adapters import job_folder, run_directory
-from airflow_mlscale.federated.settings import RunSettings
+from airflow_mlscale.federated.settings import RunSettings, check_run_id
 
 log = logging.getLogger(__name__)
 
@@ -38,8 +38,12 @@ class RunClient:
     """How long a federation may take to come back before a lost run's next segment cannot be submitted."""
 
     def directory(self, run_id: str) -> run_directory.RunDirectory:
-        """Where a run is recorded."""
-        return run_directory.RunDirectory(self.run_store / run_id)
+        """Where a run is recorded.
+
+        Raises:
+            InvalidInputError: this is no run's id, and must not become a path.
+        """
+        return run_directory.RunDirectory(self.run_store / check_run_id(run_id))
 
     def begin(self, run: RunSettings) -> RunSettings:
         """Submit a run, or re-attach to it if it is known; returns the settings that hold.
@@ -125,7 +129,7 @@ class RunClient:
         A run that is not known yet may still come.
 
         Raises:
-            InvalidInputError: the run is measured by another metric.
+            InvalidInputError: this is no run's id, or the run is measured by another metric.
             FederatedRunFailedError: the run failed or was aborted before it met the condition.
             TargetNotReachedError: the run ended below the condition.
         """
@@ -149,6 +153,12 @@ class RunClient:
                 f"run {run_id} ended at {state.metric} {state.best_value} without {condition}: {state.reason}"
             )
         return None
+
+    def awaited(self, run_id: str, condition: model.Quality) -> str:
+        """What is waited for, for a person: the run itself while it is not known, then the condition."""
+        if not self.directory(run_id).exists():
+            return f"run {run_id}: there is no such run yet in {self.run_store}; waiting for it"
+        return f"run {run_id}: waiting for {condition}"
 
     def follower(self, run_id: str) -> Follower:
         """Something to look at the run with, again and again; it tells about rounds that are still to come."""

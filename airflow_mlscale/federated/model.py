@@ -44,6 +44,26 @@ METRICS: Mapping[str, Metric] = {
 """Metrics by name; all but ``loss`` are resolved by Keras for the task of the model (binary, categorical, …)."""
 
 
+def check_value(field: str, metric: str, value: object) -> None:
+    """Refuse what no run can be held to.
+
+    Args:
+        field: how the user calls the value.
+        metric: a name out of `METRICS`.
+        value: what the metric must reach.
+
+    Raises:
+        InvalidInputError: an unknown metric, or a value out of its range.
+    """
+    if metric not in METRICS:
+        raise errors.InvalidInputError("metric", metric, f"use a Keras metric out of {', '.join(sorted(METRICS))}")
+    known = METRICS[metric]
+    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    if not number or not known.least <= value <= known.most or value == 0:  # type: ignore[operator]
+        span = f"in (0, {known.most:g}]" if known.most < inf else "above 0"
+        raise errors.InvalidInputError(field, value, f"a target for {metric} must be a number {span}")
+
+
 @dataclass(frozen=True)
 class Quality:
     """The one condition of a run: a metric on held-out data has a value, several evaluations in a row."""
@@ -56,15 +76,7 @@ class Quality:
     """Evaluations in a row that must reach it, so that one lucky round does not end a run."""
 
     def __post_init__(self) -> None:
-        if self.metric not in METRICS:
-            raise errors.InvalidInputError(
-                "metric", self.metric, f"use a Keras metric out of {', '.join(sorted(METRICS))}"
-            )
-        known = METRICS[self.metric]
-        number = isinstance(self.value, int | float) and not isinstance(self.value, bool) and isfinite(self.value)
-        if not number or not known.least <= self.value <= known.most or self.value == 0:
-            span = f"in (0, {known.most:g}]" if known.most < inf else "above 0"
-            raise errors.InvalidInputError("target", self.value, f"a target for {self.metric} must be a number {span}")
+        check_value("target", self.metric, self.value)
         if not isinstance(self.in_a_row, int) or isinstance(self.in_a_row, bool) or self.in_a_row < 1:
             raise errors.InvalidInputError("in_a_row", self.in_a_row, "must be a whole number >= 1")
 

@@ -83,10 +83,7 @@ class RunSettings:
         _check(self.heartbeat_s <= 10, "heartbeat_s", self.heartbeat_s, "must be at most 10 seconds")
 
     def _check_names(self) -> None:
-        _check(
-            isinstance(self.run_id, str) and RUN_ID.fullmatch(self.run_id), "run_id", self.run_id,
-            "use letters, digits, '.', '_' and '-', at most 100",
-        )  # fmt: skip
+        check_run_id(self.run_id)
         for name in ("model", "client_data", "evaluation_data"):
             value = getattr(self, name)
             well_formed = isinstance(value, str) and FUNCTION.fullmatch(value)
@@ -147,9 +144,24 @@ class FederationSettings:
             _check(SITE.fullmatch(site), "sites", site, "a site is named with letters, digits, '_' and '-'")
             _check(site.lower() not in RESERVED_SITES, "sites", site, "this name is taken by the federation itself")
         _check(len({s.lower() for s in self.sites}) == len(self.sites), "sites", self.sites, "name each site once")
+        _number(self.start_timeout_s, "start_timeout_s", 1.0)
+        for name in ("task_interval_s", "site_heartbeat_s", "site_timeout_s"):
+            _number(getattr(self, name), name, 0.1)
+        _whole(self.trainer_threads, "trainer_threads", 1)
 
 
 RESERVED_SITES = frozenset({"server", "localhost", "admin", "all"})
+
+
+def check_run_id(run_id: object) -> str:
+    """The id itself: it names a run and its directory.
+
+    Raises:
+        InvalidInputError: it does not.
+    """
+    good = isinstance(run_id, str) and RUN_ID.fullmatch(run_id)
+    _check(good, "run_id", run_id, "use letters, digits, '.', '_' and '-', the first a letter or digit, at most 100")
+    return str(run_id)
 
 
 def _check(good: object, name: str, value: object, fix: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated.model import Quality
+from airflow_mlscale.federated import model
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
@@ -17,7 +17,8 @@ from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
 class FederatedAccuracySensor(BaseSensorOperator):
     """Waits until a run's metric on its held-out data is good enough, in this DAG or any other.
 
-    Fails at once, instead of waiting for its timeout, when the run has ended without it.
+    Fails at once, instead of waiting for its timeout, when the run has ended without it. A run that is not known
+    yet may still come: it is waited for, and the log says so.
 
     Args:
         run_id: the run: the XCom ``run_id`` of a `FederatedTrainingOperator`. (templated)
@@ -54,9 +55,11 @@ class FederatedAccuracySensor(BaseSensorOperator):
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
         self.run_id = run_id
-        self.condition = Quality(metric, at_least, in_a_row=in_a_row)
+        model.check_value("at_least", metric, at_least)
+        self.condition = model.Quality(metric, at_least, in_a_row=in_a_row)
         self.conn_id = conn_id
         self.deferrable = deferrable
+        self._told = ""
 
     def execute(self, context: Any) -> Any:
         """Look once; then wait here or in the triggerer."""
@@ -81,9 +84,11 @@ class FederatedAccuracySensor(BaseSensorOperator):
         with translated():
             if not self.run_id:
                 raise errors.InvalidInputError("run_id", self.run_id, "give the run_id of a federated training task")
-            found = FederatedHook(self.conn_id).runs.met(self.run_id, self.condition)
-        if found is None:
-            self.log.info("run %s: waiting for %s", self.run_id, self.condition)
+            runs = FederatedHook(self.conn_id).runs
+            found = runs.met(self.run_id, self.condition)
+        if found is None and (awaited := runs.awaited(self.run_id, self.condition)) != self._told:
+            self._told = awaited
+            self.log.info(awaited)
         return PokeReturnValue(is_done=found is not None, xcom_value=found)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:

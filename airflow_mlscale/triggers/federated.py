@@ -77,6 +77,7 @@ class FederatedAccuracyTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         condition = model.Quality.from_json(self.condition)
+        told = ""
         try:
             runs = await _runs(self.conn_id)
             while True:
@@ -84,6 +85,9 @@ class FederatedAccuracyTrigger(BaseTrigger):
                 if found is not None:
                     yield TriggerEvent({"status": "met", "found": found})  # type: ignore[no-untyped-call]
                     return
+                awaited = await asyncio.to_thread(runs.awaited, self.run_id, condition)
+                if awaited != told:
+                    self.log.info(told := awaited)
                 await asyncio.sleep(self.poll_s)
         except errors.MlscaleError as exc:
             yield TriggerEvent({"status": "failed", "reason": str(exc), "error": type(exc).__name__})  # type: ignore[no-untyped-call]

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pendulum
 import pytest
+import structlog.testing
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated.adapters import provisioning
-from airflow_mlscale.federated.model import Quality
+from airflow_mlscale.federated.adapters import provisioning, run_directory
+from airflow_mlscale.federated.model import Quality, RunState, Status
 from airflow_mlscale.federated.settings import FederationSettings
 from airflow_mlscale.operators.federated import FederatedTrainingOperator
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.sensors.federated import FederatedAccuracySensor
 from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger, FederatedRunTrigger
-from tests.fakes import federated_task
+from tests.fakes import federated, federated_task
 
 
 def training(**changes) -> FederatedTrainingOperator:
@@ -130,7 +132,7 @@ def test_runs_are_named_after_the_task_instance_not_after_the_try():
 
 @pytest.mark.parametrize(
     ("field", "changes"),
-    [("metric", {"metric": "acuracy"}), ("target", {"at_least": 1.5}), ("in_a_row", {"in_a_row": 0})],
+    [("metric", {"metric": "acuracy"}), ("at_least", {"at_least": 1.5}), ("in_a_row", {"in_a_row": 0})],
 )
 def test_a_sensors_condition_is_checked_when_the_dag_is_parsed(field, changes):
     with pytest.raises(errors.InvalidInputError) as refused:
@@ -141,7 +143,41 @@ def test_a_sensors_condition_is_checked_when_the_dag_is_parsed(field, changes):
 def test_a_sensor_without_a_run_fails_and_one_for_a_run_to_come_waits(kit):
     with pytest.raises(AirflowFailException, match="run_id=''"):
         FederatedAccuracySensor(task_id="watch", run_id="", at_least=0.9).poke({})
+    with pytest.raises(AirflowFailException, match=r"run_id='\.\./x'"):
+        FederatedAccuracySensor(task_id="watch", run_id="../x", at_least=0.9).poke({})
     assert not FederatedAccuracySensor(task_id="watch", run_id="later", at_least=0.9).poke({}).is_done
+
+
+def test_a_run_that_is_not_known_is_told_once(kit):
+    sensor = FederatedAccuracySensor(task_id="watch", run_id="mistyped", at_least=0.9)
+    with structlog.testing.capture_logs() as told:
+        assert [sensor.poke({}).is_done for _ in range(3)] == [False, False, False]
+    said = f"run mistyped: there is no such run yet in {kit.runs}; waiting for it"
+    assert [said] == [entry["event"] for entry in told if "mistyped" in entry["event"]]
+
+
+async def test_a_trigger_tells_what_it_waits_for_whenever_that_changes(kit):
+    directory = run_directory.RunDirectory(kit.runs / "late")
+
+    def come_to_pass(_log, _method, entry):
+        """The run is begun once the trigger says that there is none, and fails once it waits for its quality."""
+        if "no such run" in entry["event"]:
+            directory.create(federated.settings(run_id="late"))
+        elif "late" in entry["event"]:
+            failed = RunState(run_id="late", status=Status.FAILED, reason="it was to fail")
+            run_directory.RunWriter(directory, Quality("accuracy", 0.9)).checkpoint(failed)
+        return entry
+
+    trigger = FederatedAccuracyTrigger(
+        run_id="late", condition=Quality("accuracy", 0.9).to_json(), conn_id="mlscale_federated", poll_s=0.01
+    )
+    with structlog.testing.capture_logs([come_to_pass]) as told:
+        event = await asyncio.wait_for(anext(trigger.run()), 60)
+    assert (event.payload["status"], event.payload["error"]) == ("failed", "FederatedRunFailedError")
+    assert [entry["event"] for entry in told if "late" in entry["event"]] == [
+        f"run late: there is no such run yet in {kit.runs}; waiting for it",
+        "run late: waiting for accuracy >= 0.9",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -105,6 +105,23 @@ def test_an_unknown_run_has_no_result_but_may_still_come(runs):
         runs.result("nobody")
 
 
+@pytest.mark.parametrize("run_id", ["../x", "a/b", "", None, ".."])
+def test_what_is_no_runs_id_never_becomes_a_path(runs, run_id):
+    for use in (runs.directory, runs.result, runs.stop, runs.follower):
+        with pytest.raises(errors.InvalidInputError, match="run_id="):
+            use(run_id)
+    with pytest.raises(errors.InvalidInputError, match="run_id="):
+        runs.met(run_id, model.Quality("accuracy", 0.5))
+    assert list(runs.run_store.iterdir()) == []
+
+
+def test_who_waits_is_told_whether_the_run_is_known(runs):
+    condition = model.Quality("accuracy", 0.5)
+    assert f"run run: there is no such run yet in {runs.run_store}" in runs.awaited("run", condition)
+    runs.begin(settings())
+    assert runs.awaited("run", condition) == "run run: waiting for accuracy >= 0.5"
+
+
 @pytest.mark.parametrize("path", ["no_such_module:build", "no.such.package:build"])
 def test_a_missing_module_leaves_nothing_behind(runs, path):
     with pytest.raises(errors.InvalidInputError, match="model"):

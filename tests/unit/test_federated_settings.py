@@ -7,7 +7,8 @@ from math import inf, nan
 
 import pytest
 
-from airflow_mlscale import errors
+from airflow_mlscale import cli, errors
+from airflow_mlscale.federated.adapters import local_federation
 from airflow_mlscale.federated.model import Quality, RunState, Status
 from airflow_mlscale.federated.settings import FederationSettings, RunSettings
 from tests.fakes import federated
@@ -101,3 +102,33 @@ def test_bad_site_names_are_refused(sites):
     with pytest.raises(errors.InvalidInputError) as refused:
         FederationSettings(sites=sites)
     assert refused.value.field == "sites"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("start_timeout_s", -5.0),
+        ("start_timeout_s", nan),
+        ("start_timeout_s", inf),
+        ("trainer_threads", -1),
+        ("trainer_threads", 0),
+        ("task_interval_s", 0),
+        ("site_heartbeat_s", 0),
+        ("site_timeout_s", 0),
+    ],
+)
+def test_bad_settings_of_a_federation_are_refused(field, value):
+    with pytest.raises(errors.InvalidInputError) as refused:
+        FederationSettings(sites=("a",), **{field: value})
+    assert field == refused.value.field
+
+
+@pytest.mark.parametrize("option", [("--threads", "-1"), ("--timeout", "-5"), ("--timeout", "nan")])
+def test_a_federation_that_is_asked_for_wrongly_is_not_begun(option, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MLSCALE_HOME", str(tmp_path))
+    try:
+        assert cli.main(["federated", "up", "--sites", "a", *option]) == 2
+    finally:
+        local_federation.down()
+    assert "must be a" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
