@@ -77,7 +77,13 @@ def _end() -> None:
 def _start(dags: Path, console: Console, started: float) -> str:
     stack.down()  # what an earlier, kept run left
     port = processes.free_port()
-    settings = stack.StackSettings(sites=SITES, roma_port=processes.free_port(), airflow_port=port, dags_folder=dags)
+    settings = stack.StackSettings(
+        sites=SITES,
+        spark_port=processes.free_port(),
+        roma_port=processes.free_port(),
+        airflow_port=port,
+        dags_folder=dags,
+    )
     stack.up(settings, told=lambda text: console.print(f"[{time.monotonic() - started:5.0f} s] {text}"))
     return f"http://127.0.0.1:{port}"
 

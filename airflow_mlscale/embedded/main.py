@@ -16,6 +16,7 @@ def add_commands(commands: Any) -> None:
     up.add_argument("--sites", default="site-1,site-2,site-3", help="names of the federation's sites")
     up.add_argument("--worker-cores", type=int, default=2, help="cores of the Spark worker")
     up.add_argument("--worker-memory", default="3g", help="memory of the Spark worker")
+    up.add_argument("--spark-port", type=int, default=7077, help="port of the Spark master (default %(default)s)")
     up.add_argument("--roma-port", type=int, default=8500, help="port of the serving daemon")
     up.add_argument("--airflow-port", type=int, help="start a standalone Airflow on this port too")
     up.add_argument("--dags-folder", type=Path, help="DAGs of that Airflow")
@@ -29,6 +30,7 @@ def _up(options: argparse.Namespace) -> int:
         sites=tuple(options.sites.split(",")),
         worker_cores=options.worker_cores,
         worker_memory=options.worker_memory,
+        spark_port=options.spark_port,
         roma_port=options.roma_port,
         airflow_port=options.airflow_port,
         dags_folder=options.dags_folder,

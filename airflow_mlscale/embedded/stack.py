@@ -28,6 +28,8 @@ class StackSettings:
     """Cores that the Spark worker offers."""
     worker_memory: str = "3g"
     """Memory that the Spark worker offers."""
+    spark_port: int = 7077
+    """Port of the Spark master on loopback."""
     roma_port: int = 8500
     """Port of the serving daemon on loopback."""
     airflow_port: int | None = None
@@ -45,7 +47,16 @@ def up(settings: StackSettings, *, told: Callable[[str], None]) -> None:
     _start_agent()
     told("host agent ready")
     engines = {
-        "Spark": ["spark", "up", "--cores", str(settings.worker_cores), "--memory", settings.worker_memory],
+        "Spark": [
+            "spark",
+            "up",
+            "--port",
+            str(settings.spark_port),
+            "--cores",
+            str(settings.worker_cores),
+            "--memory",
+            settings.worker_memory,
+        ],
         "Federation": ["federated", "up", "--sites", ",".join(settings.sites)],
         "ROMA": ["roma", "up", "--port", str(settings.roma_port)],
     }
@@ -98,7 +109,8 @@ def _mlscale(arguments: Sequence[str]) -> None:
         [sys.executable, "-m", "airflow_mlscale.cli", *arguments], capture_output=True, text=True, check=False
     )
     if done.returncode != 0:
-        tail = "\n".join((done.stderr or done.stdout).splitlines()[-15:])
+        _, found, reason = done.stderr.partition("mlscale: ")  # how the command line begins a deliberate error
+        tail = reason if found else "\n".join((done.stderr or done.stdout).splitlines()[-15:])
         raise errors.TransientError(f"mlscale {' '.join(arguments)} failed with exit code {done.returncode}:\n{tail}")
 
 
