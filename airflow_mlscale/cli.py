@@ -42,6 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except errors.MlscaleError as exc:
         print(f"mlscale: {exc}", file=sys.stderr)
         return 2
+    except OSError as exc:  # a path or an address from the command line that cannot be used
+        if options.verbose:
+            raise
+        print(f"mlscale: {exc.filename or 'operating system'}: {exc.strerror or exc}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         return 130
 

@@ -103,7 +103,9 @@ class Quality:
         """Whether ``value`` is a better evaluation than ``than`` (anything finite beats none)."""
         if not isfinite(value):
             return False
-        return than is None or (value > than if self.higher_is_better else value < than)
+        if than is None or not isfinite(than):
+            return True
+        return value > than if self.higher_is_better else value < than
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""

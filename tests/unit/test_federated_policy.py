@@ -162,3 +162,9 @@ def test_a_complete_round_forgives_failed_ones():
         replace(state(), failed_rounds=2, reason="no quorum"), model.Quality("accuracy", 0.9), done
     )
     assert (seen.failed_rounds, seen.reason) == (0, "")
+
+
+def test_the_first_finite_evaluation_beats_one_that_is_not() -> None:
+    loss = model.Quality("loss", 0.1)
+    assert loss.better(0.5, float("nan"))
+    assert not loss.better(float("nan"), 0.5)
