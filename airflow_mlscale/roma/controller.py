@@ -41,6 +41,7 @@ class ServingPlant:
         self._last: dict[str, tuple[float, float]] = {}
         self._spent: dict[str, tuple[float, int]] = {}
         self._cost: dict[str, smoothing.Ewma] = {}
+        self._errors: dict[str, str] = {}
 
     async def observe(self) -> Seen:
         now = time.monotonic()
@@ -106,17 +107,20 @@ class ServingPlant:
             )
         except Exception as exc:  # the other models' shares must still move
             error = f"; not applied: {exc}"
-            log.warning("%s: share not applied: %s", step.seen.name, exc)
         last = self.decisions.get(step.seen.name)
         self.decisions[step.seen.name] = step
-        record = _record(step, self.granted.get(step.seen.group), error, last)
+        news = error != self._errors.get(step.seen.group, "")  # a port that stays away is told once
+        self._errors[step.seen.group] = error
+        if error and news:
+            log.warning("%s: share%s", step.seen.name, error.removeprefix(";"))
+        record = _record(step, self.granted.get(step.seen.group), error, last, news=news)
         if record.changed or step.seen.requests:
             self._book.append(record)
         if record.changed:
             log.info("%s: %.2f cores, %s: %s", record.subject, step.share.guaranteed_cores, step.verdict, record.reason)
 
     def _forget_all_but(self, groups: set[str], names: set[str]) -> None:
-        for by_group in (self.granted, self._last, self._spent, self._cost):
+        for by_group in (self.granted, self._last, self._spent, self._cost, self._errors):
             for group in by_group.keys() - groups:
                 by_group.pop(group)
         for by_name in (self.decisions, self.used_cores):
@@ -140,7 +144,7 @@ def control_loop(
 
 
 def _record(
-    step: policy.SetShare, granted: cpu.CpuShare | None, error: str, last: policy.SetShare | None
+    step: policy.SetShare, granted: cpu.CpuShare | None, error: str, last: policy.SetShare | None, *, news: bool
 ) -> journal.Record:
     seen = step.seen
     return journal.Record(
@@ -165,5 +169,5 @@ def _record(
             "verdict": step.verdict.value,
         },
         reason=step.reason + error,
-        changed=step.changed or bool(error) or last is None or last.verdict != step.verdict,
+        changed=step.changed or news or last is None or last.verdict != step.verdict,
     )

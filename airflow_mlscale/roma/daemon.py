@@ -93,6 +93,7 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
     await models.restore()
     await groups.enter(models.gateway_group, *cores.gateway_share(config.control))
     control = asyncio.create_task(loop.run(stop), name="ROMA core control")
+    control.add_done_callback(_tell_if_lost)
     try:
         yield gateway.Gateway(
             config.gateway,
@@ -109,6 +110,11 @@ async def _application(config: settings.Settings, port: cpu.CpuPort) -> AsyncIte
         await groups.close(models.gateway_group)
         book.close()
         store.close()
+
+
+def _tell_if_lost(control: asyncio.Task[None]) -> None:
+    if not control.cancelled() and (exc := control.exception()):
+        log.critical("core control has ended, models are served without it: %s", exc)
 
 
 @contextlib.contextmanager

@@ -92,6 +92,9 @@ def _up(options: argparse.Namespace) -> int:
     config = _config(options)
     address = f"http://{_reachable(config.gateway.host)}:{options.port}"
     if found := processes.service(SERVICE):
+        if found.command != _command(options):
+            fix = "it runs with other options; end it first with `mlscale roma down`"
+            raise errors.InvalidInputError("roma", found.details["address"], fix)
         print(f"ROMA already serves on {found.details['address']}")
         return 0
     _check_writable(config)
@@ -99,7 +102,7 @@ def _up(options: argparse.Namespace) -> int:
     with daemon.listening(config.gateway):
         pass
     log_path = processes.home() / "logs" / "roma.log"
-    command = [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", *_arguments(options)]
+    command = _command(options)
     service = processes.detach(
         SERVICE, command, details={"address": address}, log_path=log_path, grace_s=config.gateway.drain_s + 5
     )
@@ -209,6 +212,10 @@ def _reachable(host: str) -> str:
     if address.is_unspecified:
         return "127.0.0.1" if address.version == 4 else "[::1]"
     return f"[{host}]" if address.version == 6 else host
+
+
+def _command(options: argparse.Namespace) -> list[str]:
+    return [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", *_arguments(options)]
 
 
 def _arguments(options: argparse.Namespace) -> list[str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -70,8 +71,10 @@ class QueueSettings:
     this many times the objective. Requests past their objective wait behind those that can still meet it."""
 
     def __post_init__(self) -> None:
-        if self.give_up_factor < 1:
+        if not 1 <= self.give_up_factor < inf:
             raise errors.InvalidInputError("give_up_factor", self.give_up_factor, "give a factor of at least 1")
+        if self.max_requests < 1:
+            raise errors.InvalidInputError("max_requests", self.max_requests, "let at least 1 request wait")
 
     def lost_s(self, objective_s: float) -> float:
         """Least latency that a request without an answer counts with: a miss even where the factor is 1."""
@@ -118,10 +121,11 @@ class ControlSettings:
             raise errors.InvalidInputError("mode", self.mode, f"choose one of {', '.join(get_args(Mode))}")
         if not 0 < self.utilisation <= 1:
             raise errors.InvalidInputError("utilisation", self.utilisation, "give a fraction above 0 and at most 1")
-        if self.gateway_cores < 0:
+        if not 0 <= self.gateway_cores < inf:
             raise errors.InvalidInputError("gateway_cores", self.gateway_cores, "give a number of cores of at least 0")
-        if self.period_s <= 0:
-            raise errors.InvalidInputError("period_s", self.period_s, "give a period above 0 seconds")
+        if not 0 < self.period_s <= self.lease_ttl_s / 3:
+            fix = f"give a period above 0 and of at most {self.lease_ttl_s / 3:.1f} seconds, or shares would lapse"
+            raise errors.InvalidInputError("period_s", self.period_s, fix)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,9 +13,11 @@ import pytest
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu.adapters import observe_only
-from airflow_mlscale.roma import cores, deployment, fleet, model, ports, settings
+from airflow_mlscale.roma import controller, cores, deployment, fleet, model, ports, settings
 from airflow_mlscale.roma import replica as replicas
+from airflow_mlscale.runtime import journal
 from tests.fakes import roma as fakes
+from tests.fakes.cpu import FakeCpu
 
 CONFIG = settings.Settings(
     state_dir=Path("/nowhere"),
@@ -384,3 +386,24 @@ async def test_a_hung_worker_is_replaced(launcher: fakes.FakeLauncher, store: fa
 
 def test_lost_workers_are_worth_another_try() -> None:
     assert ports.WorkerLostError("x").retryable
+
+
+async def test_nothing_in_flight_is_drained_in_no_time(models: fleet.Fleet) -> None:
+    one = await deploy(models)
+    assert await one.replica().drain(0)
+
+
+async def test_a_port_that_stays_away_is_told_once_and_stops_no_control(
+    models: fleet.Fleet, caplog: pytest.LogCaptureFixture
+) -> None:
+    await deploy(models)
+    cpu, book = FakeCpu(), journal.Journal()
+    plant = controller.ServingPlant(models, cpu, settings.ControlSettings(), book)
+    loop = controller.control_loop(plant, host_cores=2.0, control=settings.ControlSettings())
+    cpu.fail = errors.UnreachableError("host agent", "unix:/nowhere", "start it")
+    for _ in range(3):
+        await loop.step()
+    told = [record for record in caplog.records if "not applied" in record.message and record.levelname == "WARNING"]
+    assert len(told) == 1
+    assert loop.health.failures == 0
+    assert [record.changed for record in book.records()] == [True]  # idle steps that repeat are not written

@@ -98,6 +98,11 @@ def test_a_token_is_never_shown() -> None:
         lambda: settings.ControlSettings(mode="eager"),  # type: ignore[arg-type]
         lambda: settings.ControlSettings(utilisation=1.5),
         lambda: settings.ControlSettings(period_s=0),
+        lambda: settings.ControlSettings(period_s=float("nan")),
+        lambda: settings.ControlSettings(period_s=5),  # a lease of 10 s would lapse after one late step
+        lambda: settings.ControlSettings(gateway_cores=-1),
+        lambda: settings.QueueSettings(max_requests=0),
+        lambda: settings.QueueSettings(give_up_factor=float("nan")),
     ],
 )
 def test_settings_out_of_range(make: Callable[[], object]) -> None:
