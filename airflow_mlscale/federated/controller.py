@@ -39,13 +39,18 @@ class SegmentController:
         state, weights = self._resume()
         while not (decided := policy.verdict(self.run, state, now=self.now())).ends:
             if self.store.stop_asked():
-                decided = policy.Verdict(model.Status.ABORTED, "asked to stop")
+                decided = self._stopped()
                 break
             state, weights, failure = self._round(state, weights)
             if failure:
                 decided = policy.Verdict(model.Status.FAILED, failure)
                 break
         return self._end(state, decided)
+
+    def _stopped(self) -> policy.Verdict:
+        if self.store.interrupted():
+            return policy.Verdict(model.Status.INTERRUPTED, "the engine ended the job: one of its processes died")
+        return policy.Verdict(model.Status.ABORTED, "asked to stop")
 
     def _resume(self) -> tuple[model.RunState, ports.Weights]:
         state, weights = self.store.begin(self.segment)

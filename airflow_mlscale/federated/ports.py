@@ -61,7 +61,10 @@ class RunStore(Protocol):
         """Weights of the best round."""
 
     def stop_asked(self) -> bool:
-        """Whether somebody asked the run to stop."""
+        """Whether the round loop has to end: somebody asked the run to stop, or the engine ends this job."""
+
+    def interrupted(self) -> bool:
+        """Whether it is the engine that ends this job, with nobody asking: a later segment may go on."""
 
 
 class FederationAdmin(Protocol):

@@ -155,6 +155,34 @@ def test_a_killed_site_blocks_nothing_and_a_killed_server_job_goes_on_at_the_las
     assert list(range(1, 21)) == [record.seen["round"] for record in journal.read(directory.metrics_path)]
 
 
+def test_a_killed_job_process_of_one_site_does_not_end_the_run(federation):
+    """NVFlare fails the whole job for it, although the quorum would hold."""
+    context = federated_task.context("one")
+    operator = training("one", target=Quality("accuracy", 1.0), max_rounds=12, on_limit="return_best")
+    with ThreadPoolExecutor(1) as worker:
+        result = worker.submit(operator.execute, context)
+        runs = FederatedHook().runs
+        processes.wait_until(lambda: "run_id" in context["ti"].pushed, what="submission", timeout_s=60)
+        run_id = context["ti"].pushed["run_id"]
+        wait_for_rounds(runs, run_id, 2)
+        _job_process("a").kill()
+        done = result.result(timeout=150)
+
+    rounds = runs.directory(run_id).state().rounds
+    assert list(range(1, 13)) == [each.number for each in rounds]
+    assert done["status"] == model.Status.LIMIT
+    assert done["segments"] == 2
+    assert rounds[-1].answered == ("a", "b", "c")  # the next segment has it back
+
+
+def _job_process(site: str) -> psutil.Process:
+    guard = psutil.Process(processes.service(local_federation.SITE_SERVICE + site).pid)
+    (found,) = [
+        process for process in guard.children(recursive=True) if "client.worker_process" in " ".join(process.cmdline())
+    ]
+    return found
+
+
 def _kill_site(name: str) -> None:
     """Everything of the site but the guard and its restarting shell: as if its machine had crashed and come back."""
     guard = psutil.Process(processes.service(local_federation.SITE_SERVICE + name).pid)

@@ -62,6 +62,36 @@ def test_the_next_segment_goes_on_at_the_last_complete_round(tmp_path):
     assert numbers(tmp_path) == [1, 2, 3, 4, 5]
 
 
+class EndingEngine(run_directory.RunWriter):
+    """A store whose engine ends the job after some rounds, as NVFlare does when one of its processes dies."""
+
+    after = 2
+
+    def stop_asked(self) -> bool:
+        state = self.directory.state()
+        return super().stop_asked() or (state is not None and len(state.rounds) >= self.after)
+
+    def interrupted(self) -> bool:
+        return not super().stop_asked()
+
+
+def test_a_job_that_the_engine_ends_can_go_on(tmp_path):
+    ended = segment(tmp_path)
+    ended.store = EndingEngine(run_directory.RunDirectory(tmp_path), ended.run.target, 1)
+    state = ended.play()
+    assert (state.status, len(state.rounds)) == (model.Status.INTERRUPTED, 2)
+    assert not state.status.ended
+    assert segment(tmp_path, number=2).play().status == model.Status.REACHED
+
+
+def test_a_job_that_somebody_stopped_has_ended_however_it_was_ended(tmp_path):
+    asked = segment(tmp_path)
+    asked.store = EndingEngine(run_directory.RunDirectory(tmp_path), asked.run.target, 1)
+    run_directory.RunDirectory(tmp_path).ask_to_stop()
+    state = asked.play()
+    assert (state.status, state.reason) == (model.Status.ABORTED, "asked to stop")
+
+
 def test_a_journal_line_lost_in_a_crash_is_written_again(tmp_path):
     segment(tmp_path, max_rounds=2).play()
     journal = tmp_path / "metrics.jsonl"

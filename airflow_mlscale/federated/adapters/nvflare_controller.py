@@ -102,6 +102,10 @@ class StoppableWriter:
     def stop_asked(self) -> bool:
         return bool(self._abort_signal.triggered) or self._writer.stop_asked()
 
+    def interrupted(self) -> bool:
+        """NVFlare fails a whole job when one site's process of it dies, whatever the quorum."""
+        return bool(self._abort_signal.triggered) and not self._writer.stop_asked()
+
 
 class NvflareSites:
     """`ports.Sites` on NVFlare tasks: one broadcast task per round, closed by our policy."""

@@ -138,6 +138,9 @@ class RunWriter:
     def stop_asked(self) -> bool:
         return self.directory.stop_asked()
 
+    def interrupted(self) -> bool:
+        return False  # a directory does not know of the engine
+
     def beat(self) -> None:
         """Show that the controller lives."""
         _write(self.directory.path / "heartbeat", {"segment": self.segment, "pid": os.getpid(), "at": time.time()})
