@@ -56,7 +56,6 @@ def run(dags: Path, home: Path, report_dir: Path, *, keep: bool) -> int:
     except KeyboardInterrupt:
         return 130
     finally:
-        _forget_old_runs(home / "flights")
         if keep and finished:
             roma = processes.service("roma")
             served = roma.details.get("address") if roma else "(ended)"
@@ -65,6 +64,7 @@ def run(dags: Path, home: Path, report_dir: Path, *, keep: bool) -> int:
             console.print(f"end it with: MLSCALE_HOME={processes.home()} {mlscale} down", soft_wrap=True)
         else:
             _end()
+        _forget_old_runs(home / "flights")
 
 
 def _end() -> None:

@@ -125,7 +125,7 @@ class DeadlineController:
         """Do one thing after the run: the application's own outcome counts, not whether its share was given back."""
         try:
             step()
-        except errors.MlscaleError as exc:  # a share that nobody renews is given back by itself
+        except (errors.MlscaleError, OSError, KeyError) as exc:  # a share that nobody renews is given back by itself
             log.warning("%s: after the run: %s", self.job.name, exc)
 
     def _groups(self) -> list[str]:
