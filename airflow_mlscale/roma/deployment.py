@@ -157,8 +157,9 @@ class Deployment:
         if self.active:
             self._retire(self.active, drain_s)
             self.active = None
-        while self._retiring:
-            await asyncio.gather(*self._retiring, return_exceptions=True)
+        while retiring := tuple(self._retiring):
+            await asyncio.gather(*retiring, return_exceptions=True)
+            self._retiring.difference_update(retiring)  # their callbacks may not have run: gather need not suspend
 
     def _start(self, spec: model.ModelSpec) -> None:
         self.candidate = replicas.Replica(
