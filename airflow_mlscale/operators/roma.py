@@ -81,6 +81,7 @@ class RomaDeployOperator(BaseOperator):
         self.load_timeout = load_timeout if isinstance(load_timeout, timedelta) else timedelta(seconds=load_timeout)
         self.conn_id = conn_id
         self.deferrable = deferrable
+        self._records: list[journal.Record] = []
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Deploy, then wait here or in the triggerer."""
@@ -97,20 +98,24 @@ class RomaDeployOperator(BaseOperator):
                 self.objective.percentile,
                 self.objective.milliseconds,
             )
-            self._publish(context, watch.summary(status), f"version {version} ordered")
+            ordered = watch.Look(done=False, told=f"version {version} ordered", summary=watch.summary(status))
+            self._publish(context, ordered)
             if not self.deferrable:
-                return self._finish(context, *self._wait(hook, version))
+                return self._finish(context, self._wait(context, hook, version))
             if not (look := watch.deployed(status, version)).done:
                 self.defer(
                     trigger=RomaDeployTrigger(conn_id=self.conn_id, model_name=self.model_name, version=version),
                     method_name="execute_complete",
                     timeout=self.load_timeout,
                 )
-            return self._finish(context, look.told, look.summary)
+            return self._finish(context, look)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """The triggerer saw the end."""
-        return self._finish(context, event["told"], summary_of(event))
+        look = watch.Look(done=True, told=event["told"], summary=summary_of(event))
+        earlier = TaskStateJournal(context.get("task_state_store")).earlier()
+        self._records = [*earlier, *journal.from_rows(event["journal"][:-1])]
+        return self._finish(context, look)
 
     def _order(self) -> model.DeployOrder:
         return model.DeployOrder(
@@ -124,34 +129,32 @@ class RomaDeployOperator(BaseOperator):
             max_batch=self.max_batch,
         )
 
-    def _wait(self, hook: RomaHook, version: str) -> tuple[str, Mapping[str, Any]]:
+    def _wait(self, context: Any, hook: RomaHook, version: str) -> watch.Look:
         give_up_at = time.monotonic() + self.load_timeout.total_seconds()
         told = ""
         while (left_s := give_up_at - time.monotonic()) > 0:
             status = hook.status(self.model_name, settled_within_s=min(LONG_POLL_S, left_s))
             look = watch.deployed(status, version)
             if look.done:
-                return look.told, look.summary
+                return look
             if look.told != told:
                 told = look.told
                 self.log.info(told)
+                self._publish(context, look)
             if status["settled"]:  # restarting: there is nothing to settle, so the daemon answers at once
                 time.sleep(1)
         limit_s = self.load_timeout.total_seconds()
         raise errors.RunFailedError(f"version {version} of {self.model_name!r} was not ready after {limit_s:.0f} s")
 
-    def _finish(self, context: Any, told: str, summary: Mapping[str, Any]) -> dict[str, Any]:
-        self.log.info(told)
-        self._publish(context, summary, told)
-        tell_outlets(self, context, summary)
-        return dict(summary)
+    def _finish(self, context: Any, look: watch.Look) -> dict[str, Any]:
+        self.log.info(look.told)
+        self._publish(context, look)
+        tell_outlets(self, context, look.summary)
+        return dict(look.summary)
 
-    def _publish(self, context: Any, summary: Mapping[str, Any], reason: str) -> None:
-        seen = {key: value for key, value in summary.items() if key not in ("model", "state")}
-        record = journal.Record(
-            at=time.time(), subject=self.model_name, seen=seen, decided={"state": summary["state"]}, reason=reason
-        )
-        TaskStateJournal(context.get("task_state_store")).publish([record], summary, now=True)
+    def _publish(self, context: Any, look: watch.Look) -> None:
+        self._records.append(watch.record(look, at=time.time()))
+        TaskStateJournal(context.get("task_state_store")).publish(self._records, look.summary, now=True)
 
 
 def summary_of(event: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,10 @@ class TaskStateJournal:
     every_s: float = 2.0
     _published: float = field(default=-1e9, init=False)
 
+    def earlier(self) -> list[journal.Record]:
+        """What this task published before it was deferred; a deferred task cannot write."""
+        return journal.from_rows(self.store.get(JOURNAL_KEY) or []) if self.store is not None else []
+
     def publish(self, records: list[journal.Record], summary: Mapping[str, Any], *, now: bool = False) -> None:
         """Write both keys; ``now`` ignores the rate limit (for the last state of a task)."""
         if self.store is None or (not now and time.monotonic() - self._published < self.every_s):

@@ -11,6 +11,7 @@ from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.roma import model
+from airflow_mlscale.runtime import journal
 
 Status = Mapping[str, Any]
 """As ``GET /v2/mlscale/models/{model}`` gives it."""
@@ -24,6 +25,13 @@ class Look:
     told: str
     """For a person."""
     summary: Mapping[str, Any]
+
+
+def record(look: Look, *, at: float) -> journal.Record:
+    """One look for the decision journal; ``at`` in seconds since the epoch."""
+    decided = {key: look.summary[key] for key in ("state", "met") if key in look.summary}
+    seen = {key: value for key, value in look.summary.items() if key not in ("model", *decided)}
+    return journal.Record(at=at, subject=str(look.summary["model"]), seen=seen, decided=decided, reason=look.told)
 
 
 def pending_version(status: Status) -> str:

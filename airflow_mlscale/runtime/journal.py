@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +98,11 @@ def read(path: Path) -> list[Record]:
         except (json.JSONDecodeError, TypeError):
             continue
     return records
+
+
+def from_rows(rows: Iterable[Mapping[str, Any]]) -> list[Record]:
+    """The records that `thin` turned into JSON-able rows."""
+    return [Record(**row) for row in rows]
 
 
 def thin(records: Iterable[Record], *, points: int = 500, size_bytes: int = 60_000) -> list[dict[str, object]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -100,10 +100,12 @@ class RomaObjectiveSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """The triggerer saw the end."""
-        summary = summary_of(event)
-        self._write_down(context, event["told"], summary, now=True)
-        tell_outlets(self, context, summary)
-        return summary
+        look = watch.Look(done=True, told=event["told"], summary=summary_of(event))
+        earlier = TaskStateJournal(context.get("task_state_store")).earlier()
+        self._records = [*earlier, *journal.from_rows(event["journal"][:-1])]
+        self._write_down(context, look, now=True)
+        tell_outlets(self, context, look.summary)
+        return dict(look.summary)
 
     def poke(self, context: Any) -> PokeReturnValue:
         """One look."""
@@ -115,7 +117,7 @@ class RomaObjectiveSensor(BaseSensorOperator):
                 return self._away(exc)
             now = self._seen_at = time.monotonic()
             look, self._held_since = watch.objective(status, condition, held_since=self._held_since, now=now)
-            self._write_down(context, look.told, look.summary, now=look.done)
+            self._write_down(context, look, now=look.done)
             if look.done:
                 tell_outlets(self, context, look.summary)
             return PokeReturnValue(is_done=look.done, xcom_value=dict(look.summary))
@@ -136,15 +138,11 @@ class RomaObjectiveSensor(BaseSensorOperator):
             version=self.version,
         )
 
-    def _write_down(self, context: Any, told: str, summary: Mapping[str, Any], *, now: bool) -> None:
-        if told != self._told:
-            self._told = told
-            self.log.info(told)
-        seen = {key: value for key, value in summary.items() if key not in ("model", "met")}
-        decided = {"met": bool(summary["met"])}
-        self._records.append(
-            journal.Record(at=time.time(), subject=self.model_name, seen=seen, decided=decided, reason=told)
-        )
+    def _write_down(self, context: Any, look: watch.Look, *, now: bool) -> None:
+        if look.told != self._told:
+            self._told = look.told
+            self.log.info(look.told)
+        self._records.append(watch.record(look, at=time.time()))
         if self._state is None:
             self._state = TaskStateJournal(context.get("task_state_store"))
-        self._state.publish(self._records, summary, now=now)
+        self._state.publish(self._records, look.summary, now=now)

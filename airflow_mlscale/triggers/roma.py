@@ -13,6 +13,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_mlscale import errors
 from airflow_mlscale.hooks.roma import RomaHook
 from airflow_mlscale.roma import watch
+from airflow_mlscale.runtime import journal
 
 PATIENCE_S = 60.0
 """How long the daemon may be away, for example for a restart, before waiting for it is given up."""
@@ -40,13 +41,15 @@ class RomaDeployTrigger(BaseTrigger):
         return _path(self), {"conn_id": self.conn_id, "model_name": self.model_name, "version": self.version}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
+        records: list[journal.Record] = []
         try:
             while True:
                 status = await _status(self.conn_id, self.model_name, settled_within_s=LONG_POLL_S)
                 look = watch.deployed(status, self.version)
                 self.log.info(look.told)
+                records.append(watch.record(look, at=time.time()))
                 if look.done:
-                    yield TriggerEvent({"status": "done", "told": look.told, "summary": dict(look.summary)})  # type: ignore[no-untyped-call]
+                    yield _done(look, records)
                     return
                 if status["settled"]:  # restarting: there is nothing to settle, so the daemon answers at once
                     await asyncio.sleep(1)
@@ -83,6 +86,7 @@ class RomaObjectiveTrigger(BaseTrigger):
         condition = watch.ObjectiveCondition(**self.condition)
         held_since: float | None = None
         told = ""
+        records: list[journal.Record] = []
         try:
             while True:
                 status = await _status(self.conn_id, self.model_name, window_s=condition.window_s)
@@ -90,8 +94,9 @@ class RomaObjectiveTrigger(BaseTrigger):
                 if look.told != told:
                     told = look.told
                     self.log.info(told)
+                records.append(watch.record(look, at=time.time()))
                 if look.done:
-                    yield TriggerEvent({"status": "done", "told": look.told, "summary": dict(look.summary)})  # type: ignore[no-untyped-call]
+                    yield _done(look, records)
                     return
                 await asyncio.sleep(self.poll_s)
         except errors.MlscaleError as exc:
@@ -115,6 +120,11 @@ async def _status(conn_id: str, name: str, **query: float) -> dict[str, Any]:
             if time.monotonic() + exc.retry_after_s > give_up_at:
                 raise
             await asyncio.sleep(min(2.0, exc.retry_after_s))
+
+
+def _done(look: watch.Look, records: list[journal.Record]) -> TriggerEvent:
+    event = {"status": "done", "told": look.told, "summary": dict(look.summary), "journal": journal.thin(records)}
+    return TriggerEvent(event)  # type: ignore[no-untyped-call]
 
 
 def _failed(exc: errors.MlscaleError) -> TriggerEvent:

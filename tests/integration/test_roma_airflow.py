@@ -32,6 +32,9 @@ class Store:
     def __init__(self) -> None:
         self.values: dict[str, Any] = {}
 
+    def get(self, key: str) -> Any:
+        return self.values.get(key)
+
     def set(self, key: str, value: Any) -> None:
         json.dumps(value)
         self.values[key] = value
@@ -118,6 +121,9 @@ def test_deploying_can_wait_in_the_triggerer(
     summary = operator.execute_complete(context, fired(deferred.value))
     assert (summary["version"], summary["state"]) == ("2", "ready")
     assert summary["load_s"] > 0
+    told = [record["reason"] for record in context["task_state_store"].values[JOURNAL_KEY]]
+    assert told[0] == "version 2 ordered"  # before it was deferred
+    assert "ready and warm" in told[-1]
 
 
 def test_a_model_that_cannot_be_loaded_fails_the_task_with_the_reason(artefacts: Path, context: dict[str, Any]) -> None:
@@ -177,6 +183,9 @@ def test_the_sensor_fires_when_the_objective_is_met(
     assert summary["errors"] == 0
     assert 0 < summary["p95_ms"] <= 2000
     assert context["task_state_store"].values[SUMMARY_KEY] == summary
+    looks = context["task_state_store"].values[JOURNAL_KEY]
+    assert len(looks) > 2  # all of the wait, not only its end
+    assert [look["decided"]["met"] for look in looks[-2:]] == [False, True]
 
 
 def test_the_sensor_does_not_fire_on_a_missed_objective(
@@ -192,7 +201,7 @@ def test_the_sensor_does_not_fire_on_a_missed_objective(
     with pytest.raises(AirflowSensorTimeout):
         sensor.execute(context)
     last = context["task_state_store"].values[JOURNAL_KEY][-1]
-    assert last["decided"] == {"met": False}
+    assert last["decided"] == {"state": "ready", "met": False}
     assert "is above 0.01 ms" in last["reason"]
 
 
