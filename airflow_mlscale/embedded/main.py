@@ -35,7 +35,13 @@ def _up(options: argparse.Namespace) -> int:
         airflow_port=options.airflow_port,
         dags_folder=options.dags_folder,
     )
-    stack.up(settings, told=print)
+    before = bool(processes.services())
+    try:
+        stack.up(settings, told=print)
+    except BaseException:
+        if not before:  # leave nothing half-done, but end nothing that ran before
+            stack.down()
+        raise
     for variable, uri in stack.connections().items():
         print(f"export {variable}='{uri}'")
     return 0

@@ -115,7 +115,7 @@ def _up(options: argparse.Namespace) -> int:
 
     try:
         processes.wait_until(ready, what="ROMA", timeout_s=60, alive=service.alive, log_path=log_path)
-    except errors.TransientError:
+    except BaseException:  # an interrupt too leaves nothing half-done
         processes.end_service(SERVICE)
         raise
     print(f"ROMA serves on {address}")

@@ -55,7 +55,7 @@ def up(settings: FederationSettings, *, python_path: Sequence[Path] = ()) -> Fed
 
     Raises:
         InvalidInputError: a federation of other sites is running.
-        TransientError: server or sites were not ready in time; they are left running for a look at their logs.
+        TransientError: server or sites were not ready in time; nothing of it is left running but its logs.
     """
     kits, port = _kits(settings)
     admin = nvflare_admin.NvflareAdmin(kits.admin)
@@ -63,11 +63,17 @@ def up(settings: FederationSettings, *, python_path: Sequence[Path] = ()) -> Fed
     runs = directory() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     federation = Federation(sites=settings.sites, port=port, admin_kit=kits.admin, run_store=runs)
-    _start_server(federation, kits, environment)
-    for site in settings.sites:
-        _start_site(site, kits, environment, settings)
-    _wait_for_server(port, settings)
-    ready = _wait_for_sites(admin, settings)
+    begun = running() is None
+    try:
+        _start_server(federation, kits, environment)
+        for site in settings.sites:
+            _start_site(site, kits, environment, settings)
+        _wait_for_server(port, settings)
+        ready = _wait_for_sites(admin, settings)
+    except BaseException:
+        if begun:  # leave nothing half-done, but never end a federation that ran before
+            down()
+        raise
     return Federation(**{**federation.__dict__, "ready": ready})
 
 
