@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -36,6 +37,14 @@ class Target:
         return self.local_mode or all(_is_loopback(host) for host, _ in master.addresses(self.url))
 
 
+def local_slots(url: str) -> int | None:
+    """Tasks that a ``local`` master runs at once; None for as many as the host has cores (``local[*]``)."""
+    if url == "local":
+        return 1
+    named = re.match(r"local\[(\d+)[,\]]", url)
+    return int(named[1]) if named else None
+
+
 def target(url: str, *, web_url: str | None, host_cores: float) -> Target:
     """Ask the master about its workers.
 
@@ -44,7 +53,8 @@ def target(url: str, *, web_url: str | None, host_cores: float) -> Target:
         UnreachableError: the master does not answer, or an explicitly given web page does not.
     """
     if url.startswith("local"):
-        return Target(url=url, cores=0, worker_cores=int(host_cores), here=True)
+        slots = local_slots(url) or int(host_cores)
+        return Target(url=url, cores=slots, worker_cores=slots, here=True)
     if not url.startswith("spark://"):
         raise errors.InvalidInputError(
             "master", url, "deadlines are kept on standalone clusters (spark://) and local[*]; use SparkSubmitOperator"

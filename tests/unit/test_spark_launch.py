@@ -209,3 +209,11 @@ def test_nothing_running_is_said_so(
     assert cli.main(["spark", "status"]) == 3
     assert cli.main(["spark", "down"]) == 0
     assert "nothing was running" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("url", "slots"), [("local", 1), ("local[3]", 3), ("local[4,2]", 4), ("local[*]", None), ("local[*,2]", None)]
+)
+def test_a_local_master_tells_how_many_tasks_it_runs(url: str, slots: int | None) -> None:
+    assert launch.local_slots(url) == slots
+    assert launch.target(url, web_url=None, host_cores=8.0).cores == (slots or 8)
