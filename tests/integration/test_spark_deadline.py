@@ -157,7 +157,8 @@ class Victim:
             for child in psutil.Process(pid).children(recursive=True)
         ]
         daemon = "org.apache.spark.deploy.worker.Worker"
-        return [process for process in below if daemon not in _cmdline(process)]
+        # The worker's start script may leave a finished child that its JVM never reaps.
+        return [process for process in below if (line := _cmdline(process)) and daemon not in line]
 
     def end(self) -> None:
         if self.process.poll() is None:
