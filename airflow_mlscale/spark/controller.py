@@ -13,6 +13,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu.ports import UNMANAGED, CpuPort, CpuShare, Terms
@@ -20,10 +21,10 @@ from airflow_mlscale.runtime import clock as clocks
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.runtime.loop import PeriodicLoop
+from airflow_mlscale.spark import policy as policies
 from airflow_mlscale.spark import ports
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Decision, Observation, Plan, Profile, Progress, Promise
-from airflow_mlscale.spark.policy import RemainingWork, State
 from airflow_mlscale.spark.settings import DeadlineSettings
 
 log = logging.getLogger(__name__)
@@ -91,10 +92,10 @@ class DeadlineController:
         try:
             self._base_core_s = self.cpu.usage(self.job.group).used_core_s
             self._submitted_at = self._share_at = self.clock.now()
-            policy = RemainingWork(
+            policy = policies.make(
+                self.job.settings,
                 promise=self.job.promise,
                 profile=self.job.profile,
-                settings=self.job.settings,
                 host_cores=self.slots,
             )
             first, state = policy(self._observation(), policy.start(), 0.0)
@@ -159,7 +160,11 @@ class DeadlineController:
     def _observation(self) -> Observation:
         now = self.clock.now()
         return Observation(
-            now=now, progress=self.latest, used_core_s=self.used_core_s, elapsed_s=now - self._submitted_at
+            now=now,
+            progress=self.latest,
+            used_core_s=self.used_core_s,
+            elapsed_s=now - self._submitted_at,
+            by_stage=self._ledger.by_stage,
         )
 
     def _book(self) -> None:
@@ -193,10 +198,10 @@ class DeadlineController:
     def _record(self, decision: Decision) -> None:
         now = self.clock.now()
         seen, last, promise = self.latest, self._last, self.job.promise
-        changed = last is None or (decision.guaranteed_cores, decision.ceiling_cores, decision.at_risk) != (
+        changed = last is None or (decision.guaranteed_cores, decision.ceiling_cores, decision.outlook) != (
             last.guaranteed_cores,
             last.ceiling_cores,
-            last.at_risk,
+            last.outlook,
         )
         self._last = decision
         record = Record(
@@ -216,15 +221,17 @@ class DeadlineController:
                 "ceiling_cores": self._share.ceiling_cores,
                 "driver_cores": round(self._driver_cores, 3),
                 "needed_cores": round(decision.needed_cores, 3),
-                "finish_s": None if decision.finish_at is None else round(decision.finish_at - promise.started_at, 1),
-                "at_risk": decision.at_risk,
+                "finish_s": _after(promise, decision.finish_at),
+                "finish_low_s": _after(promise, decision.finish_low_at),
+                "finish_high_s": _after(promise, decision.finish_high_at),
+                "outlook": decision.outlook,
             },
             reason=decision.reason,
             changed=changed,
         )
         self.journal.append(record)
 
-    def _start(self, policy: RemainingWork, state: State) -> None:
+    def _start(self, policy: policies.Policy[Any], state: Any) -> None:
         ready = threading.Event()
         self._thread = threading.Thread(
             target=lambda: asyncio.run(self._run(policy, state, ready)),
@@ -234,7 +241,7 @@ class DeadlineController:
         self._thread.start()
         ready.wait()
 
-    async def _run(self, policy: RemainingWork, state: State, ready: threading.Event) -> None:
+    async def _run(self, policy: policies.Policy[Any], state: Any, ready: threading.Event) -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
 
@@ -243,7 +250,7 @@ class DeadlineController:
 
         self._stop = end
         ready.set()
-        control: PeriodicLoop[Observation, Decision, State] = PeriodicLoop(
+        control: PeriodicLoop[Observation, Decision, Any] = PeriodicLoop(
             self, policy, state, period_s=self.job.settings.period_s, clock=self.clock, name=self.job.name
         )
         settings = self.job.settings
@@ -291,3 +298,8 @@ class DeadlineController:
     async def _publish(self) -> None:
         if self.publish:
             await asyncio.to_thread(self.publish)
+
+
+def _after(promise: Promise, at: float | None) -> float | None:
+    """Seconds from the start of the promise."""
+    return None if at is None else round(at - promise.started_at, 1)

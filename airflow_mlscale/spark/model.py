@@ -6,8 +6,9 @@ Only values; how they are measured is the adapters' matter, what follows from th
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import sha256
 
 
 class Mode(StrEnum):
@@ -19,6 +20,17 @@ class Mode(StrEnum):
     """The guarantee is also the ceiling: the job stretches to its deadline and leaves the rest to others."""
 
 
+class Outlook(StrEnum):
+    """What becomes of the promise, as far as can be said now."""
+
+    ON_TRACK = "on_track"
+    """Even a pessimistic prediction at the full share lies before the deadline."""
+    AT_RISK = "at_risk"
+    """The deadline lies within the interval of the prediction."""
+    WILL_MISS = "will_miss"
+    """Even an optimistic prediction lies after it."""
+
+
 class StageStatus(StrEnum):
     """As Spark's REST API names them."""
 
@@ -27,6 +39,10 @@ class StageStatus(StrEnum):
     COMPLETE = "COMPLETE"
     FAILED = "FAILED"
     SKIPPED = "SKIPPED"
+
+
+KINDS = ("scan", "exchange", "result", "generate")
+"""Reads storage; reads a shuffle and writes one; reads a shuffle only; makes its data itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +57,14 @@ class Stage:
     complete: int = 0
     run_time_s: float = 0.0
     """Seconds that its finished tasks took in total; the work measure when nothing meters CPU."""
+    longest_s: float | None = None
+    """Run time of its longest task; None until the stage is complete, or when unknown."""
     input_bytes: int = 0
+    """Read so far, from storage and from other stages' shuffles."""
+    records: int = 0
+    """As many records were read so far."""
+    kind: str = ""
+    """What it does, as far as its data tell: one of `KINDS`; empty before it has moved any."""
     submitted_at: float | None = None
     """Seconds since the epoch, as are the other times."""
     completed_at: float | None = None
@@ -85,6 +108,15 @@ class StageProfile:
     gap_s: float = 0.0
     """Seconds before it in which no stage ran: the driver was busy, and no core could shorten that."""
     input_bytes: int = 0
+    records: int = 0
+    kind: str = ""
+    """One of `KINDS`: stages of a kind are wrong together, if the profile is."""
+    after: tuple[str, ...] = ()
+    """Keys of the stages whose end it waited for; none for one that began with the application."""
+    longest_core_s: float = 0.0
+    """Work of its longest task: no share shortens it below that."""
+    elasticity: float = 1.0
+    """Work grows with the input to this power."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +132,13 @@ class Plan:
     """Seconds from the end of the last stage to the end of the application."""
     runs: int = 1
     """Runs that it was learned from."""
+    spread: float | None = None
+    """Relative standard deviation of the work from run to run; None after a single run."""
+
+    @property
+    def signature(self) -> str:
+        """Names the course: the same stages in the same order have the same one."""
+        return sha256("\n".join(stage.key for stage in self.stages).encode()).hexdigest()[:8]
 
     @property
     def stages_core_s(self) -> float:
@@ -150,6 +189,10 @@ class Observation:
     """Core-seconds the group has used since it was opened."""
     elapsed_s: float
     """Seconds since the application was submitted."""
+    by_stage: Mapping[int, float] = field(default_factory=dict)
+    """Core-seconds of the executors, booked to stages by their ids."""
+    driver_used_core_s: float = 0.0
+    """Core-seconds the driver's own group has used; 0 when it has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +207,12 @@ class Decision:
     """Part of the profiled work that is done; None without a profile."""
     finish_at: float | None
     """Predicted end at the full share; None without a profile."""
-    at_risk: bool
+    finish_low_at: float | None = None
+    """Optimistic end of the prediction's interval."""
+    finish_high_at: float | None = None
+    """Pessimistic end of it."""
+    outlook: Outlook | None = None
+    """None when nothing can be said: no profile yet."""
     reason: str
     driver_cores: float = 0.0
     """Guaranteed to the driver, beside the executors."""

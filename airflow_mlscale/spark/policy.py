@@ -8,9 +8,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import inf
+from typing import Any, Protocol, TypeVar
 
 from airflow_mlscale.control import deadline, smoothing
-from airflow_mlscale.spark.model import Decision, Mode, Observation, Plan, Profile, Progress, Promise, Stage, keyed
+from airflow_mlscale.spark.model import (
+    Decision,
+    Mode,
+    Observation,
+    Outlook,
+    Plan,
+    Profile,
+    Progress,
+    Promise,
+    Stage,
+    keyed,
+)
 from airflow_mlscale.spark.profile import size_ratio
 from airflow_mlscale.spark.settings import DeadlineSettings
 
@@ -62,6 +74,24 @@ class State:
     """Cores that share and running tasks should have allowed."""
     guaranteed_at: float = -inf
     """When a guarantee was last found necessary."""
+
+
+StateT = TypeVar("StateT")
+
+
+class Policy(Protocol[StateT]):
+    """Decides an application's share, step by step."""
+
+    def start(self) -> StateT:
+        """The state before the first step."""
+
+    def __call__(self, seen: Observation, state: StateT, dt_s: float) -> tuple[Decision, StateT]:
+        """One step, ``dt_s`` seconds after the last: what to do, and the next state."""
+
+
+def make(settings: DeadlineSettings, *, promise: Promise, profile: Profile | None, host_cores: float) -> Policy[Any]:
+    """The policy that ``settings.policy`` names."""
+    return RemainingWork(promise=promise, profile=profile, settings=settings, host_cores=host_cores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +165,6 @@ class RemainingWork:
             needed_cores=high,
             progress=None,
             finish_at=None,
-            at_risk=False,
             reason="no profile yet: the full share, and this run is learned from",
         )
 
@@ -151,7 +180,9 @@ class RemainingWork:
             needed_cores=min(needed, _ANY * high),  # stays a number in JSON and in charts
             progress=work.fraction,
             finish_at=finish_at,
-            at_risk=finish_at > self.promise.deadline_at,
+            finish_low_at=finish_at,
+            finish_high_at=finish_at,
+            outlook=Outlook.ON_TRACK if finish_at <= self.promise.deadline_at else Outlook.WILL_MISS,
             reason=f"{state.beta * work.left_core_s:.1f} core-s left need {amount}",
         )
         if not _begun(seen):

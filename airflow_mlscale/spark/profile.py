@@ -11,7 +11,8 @@ from typing import Any
 
 from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, keyed
 
-VERSION = 1
+VERSION = 2
+_READABLE = (1, VERSION)
 PLANS_KEPT = 8
 _SAME_COURSE = 0.9
 _NEGLIGIBLE_CORE_S = 0.01
@@ -159,11 +160,10 @@ def from_json(value: Any) -> Profile:
         ValueError: not a profile of this version, or numbers that cannot be.
     """
     try:
-        if value["version"] != VERSION:
-            raise ValueError(f"version {value['version']!r} is not {VERSION}")
+        if value["version"] not in _READABLE:
+            raise ValueError(f"version {value['version']!r} is none of {_READABLE}")
         plans = tuple(
-            Plan(**{**plan, "stages": tuple(StageProfile(**stage) for stage in plan["stages"])})
-            for plan in value["plans"]
+            Plan(**{**plan, "stages": tuple(_stage_from(stage) for stage in plan["stages"])}) for plan in value["plans"]
         )
         for plan in plans:
             if not 0 <= plan.core_s < float("inf") or not 0 <= plan.gaps_s < float("inf"):
@@ -171,3 +171,7 @@ def from_json(value: Any) -> Profile:
         return Profile(key=str(value["key"]), plans=plans)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not a profile: {exc!r}") from exc
+
+
+def _stage_from(value: Mapping[str, Any]) -> StageProfile:
+    return StageProfile(**{**value, "after": tuple(value.get("after", ()))})

@@ -25,7 +25,7 @@ from airflow_mlscale.spark import launch, policy
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.adapters import entry, executors, install, profile_store, rest
 from airflow_mlscale.spark.controller import DeadlineController, Job
-from airflow_mlscale.spark.model import Observation, Profile, Promise
+from airflow_mlscale.spark.model import Observation, Outlook, Profile, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
 
 log = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ class DeadlineRun:
             "deadline_s": round(promise.duration_s, 1),
             "finish_s": None if finish_s is None else round(finish_s, 1),
             "met": None if finish_s is None else finish_s <= promise.duration_s,
-            "at_risk": bool(last and last.decided.get("at_risk")),
+            "policy": self.request.settings.policy,
+            "outlook": last.decided.get("outlook") if last else None,
             "granted_core_s": round(control.granted_core_s, 1) if control else 0.0,
             "used_core_s": round(control.used_core_s, 1) if control else 0.0,
             "series": series(self.journal.records()),
@@ -295,7 +296,7 @@ class Narrator:
         share = f"{decided['guaranteed_cores']} cores guaranteed, " + (
             "no ceiling" if ceiling is None else f"ceiling {ceiling}"
         )
-        risk = "deadline AT RISK, " if decided["at_risk"] else ""
+        risk = "" if decided["outlook"] in (None, Outlook.ON_TRACK) else f"{decided['outlook']}, "
         log.info(
             "%s, %.0f s left of %.0f s, %s%s: %s",
             done,

@@ -10,6 +10,8 @@ from airflow_mlscale import errors
 from airflow_mlscale.cpu.ports import LONGEST_TTL_S
 from airflow_mlscale.spark.model import Mode
 
+POLICIES = ("remaining_work", "paper")
+"""Names of `policy.make`."""
 ON_INFEASIBLE = ("fail", "best_effort")
 FLOOR_CORES = 0.2
 LEAST_PERIODS_OF_A_LEASE = 3
@@ -26,6 +28,8 @@ class DeadlineSettings:
 
     mode: Mode = Mode.WORK_CONSERVING
     """What a share means; see `Mode`."""
+    policy: str = POLICIES[0]
+    """Who decides: ``remaining_work`` (ours), or ``paper`` (dynaSpark as published)."""
     min_cores: float | None = None
     """Cores that are never taken away, part of the host's admission; None for no such claim."""
     max_cores: float | None = None
@@ -61,6 +65,7 @@ class DeadlineSettings:
 
     def __post_init__(self) -> None:
         one_of("mode", self.mode, Mode)
+        one_of("policy", self.policy, POLICIES)
         one_of("on_infeasible", self.on_infeasible, ON_INFEASIBLE)
         for field in ("min_cores", "max_cores"):
             value = getattr(self, field)
@@ -118,6 +123,7 @@ def tuned(
     min_cores: float | None,
     max_cores: float | None,
     on_infeasible: str,
+    policy: str = POLICIES[0],
 ) -> DeadlineSettings:
     """Settings from an operator's arguments; ``tuning`` holds any of the others by name.
 
@@ -128,7 +134,12 @@ def tuned(
         one_of("tuning", name, _RANGES)
     word = Mode(one_of("mode", mode, Mode))
     return DeadlineSettings(
-        mode=word, min_cores=min_cores, max_cores=max_cores, on_infeasible=on_infeasible, **dict(tuning)
+        mode=word,
+        policy=policy,
+        min_cores=min_cores,
+        max_cores=max_cores,
+        on_infeasible=on_infeasible,
+        **dict(tuning),
     )
 
 

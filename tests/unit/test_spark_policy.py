@@ -19,6 +19,7 @@ from airflow_mlscale.spark.model import (
     Decision,
     Mode,
     Observation,
+    Outlook,
     Plan,
     Profile,
     Progress,
@@ -126,7 +127,7 @@ def test_cores_are_work_over_time() -> None:
     assert decision.needed_cores == pytest.approx(25 / 50)
     assert (decision.guaranteed_cores, decision.ceiling_cores) == (0.5, 0.5)
     assert decision.finish_at == pytest.approx(10 + 4 + 25 / 2)
-    assert not decision.at_risk
+    assert decision.outlook is Outlook.ON_TRACK
 
 
 def test_work_that_costs_twice_the_profile_asks_for_about_twice_the_cores() -> None:
