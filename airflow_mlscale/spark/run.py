@@ -21,11 +21,11 @@ from airflow_mlscale.cpu import detect
 from airflow_mlscale.cpu.ports import CpuPort
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
-from airflow_mlscale.spark import launch, policy
+from airflow_mlscale.spark import launch, narration, policy
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.adapters import entry, executors, install, profile_store, rest
 from airflow_mlscale.spark.controller import DeadlineController, Job
-from airflow_mlscale.spark.model import Observation, Outlook, Profile, Promise
+from airflow_mlscale.spark.model import Observation, Profile, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ log = logging.getLogger(__name__)
 Finder = executors.LocalExecutors | executors.OneProcess
 
 SERIES_POINTS = 300
-PROGRESS_EVERY_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +107,7 @@ class DeadlineRun:
         group = self._group()
         # Groups enter the submission by their entry files. In local mode the driver is the executor.
         driver_group = None if self.target.local_mode else f"{group}-driver"
-        self.journal.listen(Narrator(self.request.promise))
+        self.journal.listen(narration.Narrator(self.request.promise))
         try:
             properties, env, finder = self._submission(group, driver_group or group)
             self.controller = self._controller(self._job(group, driver_group), properties, env, finder, publish)
@@ -277,35 +276,6 @@ def series(records: list[Record], points: int = SERIES_POINTS) -> list[dict[str,
         )
         before = record
     return found
-
-
-@dataclass
-class Narrator:
-    """Logs each decision that changed something, and the progress now and then."""
-
-    promise: Promise
-    _told_at: float = field(default=0.0, init=False)
-
-    def __call__(self, record: Record) -> None:
-        if not record.changed and record.at - self._told_at < PROGRESS_EVERY_S:
-            return
-        self._told_at = record.at
-        progress, decided = record.seen["progress"], record.decided
-        done = f"{100 * float(progress):.0f} % done" if progress is not None else f"{record.seen['stages']} stages done"
-        ceiling = decided["ceiling_cores"]
-        share = f"{decided['guaranteed_cores']} cores guaranteed, " + (
-            "no ceiling" if ceiling is None else f"ceiling {ceiling}"
-        )
-        risk = "" if decided["outlook"] in (None, Outlook.ON_TRACK) else f"{decided['outlook']}, "
-        log.info(
-            "%s, %.0f s left of %.0f s, %s%s: %s",
-            done,
-            record.seen["left_s"],
-            self.promise.duration_s,
-            risk,
-            share,
-            record.reason,
-        )
 
 
 def check_application(application: str) -> None:
