@@ -157,6 +157,10 @@ class DeadlineController:
     async def act(self, plan: Decision) -> None:
         await asyncio.to_thread(self._apply, plan)
 
+    def look(self) -> Observation:
+        """What is known now, measured at the last step."""
+        return self._observation()
+
     def _observation(self) -> Observation:
         now = self.clock.now()
         return Observation(

@@ -16,12 +16,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_mlscale import errors
-from airflow_mlscale.control import deadline
 from airflow_mlscale.cpu import detect
 from airflow_mlscale.cpu.ports import CpuPort
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
-from airflow_mlscale.spark import launch, narration, policy
+from airflow_mlscale.spark import launch, narration, outlook
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.adapters import entry, executors, install, profile_store, rest
 from airflow_mlscale.spark.controller import DeadlineController, Job
@@ -107,7 +106,8 @@ class DeadlineRun:
         group = self._group()
         # Groups enter the submission by their entry files. In local mode the driver is the executor.
         driver_group = None if self.target.local_mode else f"{group}-driver"
-        self.journal.listen(narration.Narrator(self.request.promise))
+        narrator = narration.Narrator(self.request.promise, self.profile, self.look)
+        self.journal.listen(narrator)
         try:
             properties, env, finder = self._submission(group, driver_group or group)
             self.controller = self._controller(self._job(group, driver_group), properties, env, finder, publish)
@@ -121,12 +121,19 @@ class DeadlineRun:
             if isinstance(finder, executors.OneProcess):
                 finder.pid = pid
 
-        with self.controller:
-            start(properties, env, started)
-            self._ended_at = time.time()
-            self._succeeded = True
+        try:
+            with self.controller:
+                start(properties, env, started)
+                self._ended_at = time.time()
+                self._succeeded = True
+        finally:
+            narrator.finish()
         self._learn()
         return self.summary()
+
+    def look(self) -> Observation | None:
+        """What is known of the application now; None before it is submitted."""
+        return self.controller.look() if self.controller else None
 
     def summary(self) -> dict[str, Any]:
         """What is known of the run so far, as plain values."""
@@ -157,16 +164,21 @@ class DeadlineRun:
         promise, settings = self.request.promise, self.request.settings
         left_s = promise.deadline_at - time.time()
         high = settings.high(self.slots)
-        needed_s = earliest_finish_s(self.profile, high)
-        if needed_s is None:
+        found = outlook.before_start(self.profile, cores=high, confidence=settings.confidence)
+        if found is None:
             log.info("no profile of %s yet: the full share of %g cores, and this run is learned from", self.key, high)
-            needed_s = 0.0
+            found = outlook.Prediction(0.0, 0.0, 0.0)
         else:
-            log.info("profile of %s: about %.0f s at %g cores, %.0f s are left", self.key, needed_s, high, left_s)
-        if left_s >= needed_s and left_s > 0:
+            message = "profile of %s: about %.0f s (%.0f to %.0f s) at %g cores, %.0f s are left"
+            log.info(message, self.key, found.left_s, found.low_s, found.high_s, high, left_s)
+        if left_s >= found.left_s and left_s > 0:
             return
         infeasible = errors.DeadlineInfeasibleError(
-            needed_s=needed_s, left_s=left_s, detail=f"{high:g} cores, {'warm' if self.profile else 'no'} profile"
+            needed_s=found.left_s,
+            left_s=left_s,
+            detail=f"{found.low_s:.0f} to {found.high_s:.0f} s at {high:g} cores"
+            if self.profile
+            else f"{high:g} cores, no profile",
         )
         if settings.on_infeasible == "fail":
             raise infeasible
@@ -243,16 +255,6 @@ class DeadlineRun:
             log.warning("%s", exc)
             return
         log.info("learned from this run: %.1f core-s in %d stages", plan.core_s, len(plan.stages))
-
-
-def earliest_finish_s(profile: Profile | None, cores: float) -> float | None:
-    """Seconds that a whole run takes at a share of ``cores``; None without a profile."""
-    plan = policy.best_plan(profile, None)
-    if plan is None:
-        return None
-    nothing = Observation(now=0.0, progress=None, used_core_s=0.0, elapsed_s=0.0)
-    work = policy.remaining(plan, nothing, beta=1.0, startup_core_s=0.0, high=cores)
-    return work.gaps_s + deadline.duration_s(work.pieces, cores)
 
 
 def series(records: list[Record], points: int = SERIES_POINTS) -> list[dict[str, Any]]:
