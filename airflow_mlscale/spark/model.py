@@ -218,16 +218,18 @@ class Decision:
     """Guaranteed to the driver, beside the executors."""
 
 
-def keyed(stages: Sequence[Stage]) -> Mapping[str, Stage]:
-    """Stages by the key that profiles use: numbers shift between runs, names and their order do not.
-
-    Stages that were skipped are left out (their output was still there), and so are failed ones.
-    """
+def numbered(stages: Sequence[Stage]) -> Mapping[str, Stage]:
+    """Stages by the key that profiles use: ids shift between runs, names and their order do not."""
     seen: dict[str, int] = {}
     found: dict[str, Stage] = {}
     for stage in sorted(stages, key=lambda stage: stage.stage_id):
         nth = seen.get(stage.name, 0)
         seen[stage.name] = nth + 1
-        if stage.status not in (StageStatus.SKIPPED, StageStatus.FAILED):
-            found[f"{stage.name}#{nth}"] = stage
+        found[f"{stage.name}#{nth}"] = stage
     return found
+
+
+def keyed(stages: Sequence[Stage]) -> Mapping[str, Stage]:
+    """As `numbered`, without those that were skipped (their output was still there) or failed."""
+    gone = (StageStatus.SKIPPED, StageStatus.FAILED)
+    return {key: stage for key, stage in numbered(stages).items() if stage.status not in gone}

@@ -5,8 +5,9 @@ Pure; reading and writing files is `adapters.profile_store`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from math import log, sqrt
 from typing import Any
 
 from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, keyed
@@ -16,7 +17,11 @@ _READABLE = (1, VERSION)
 PLANS_KEPT = 8
 _SAME_COURSE = 0.9
 _NEGLIGIBLE_CORE_S = 0.01
-_SCALE_BYTES = 1 << 20
+_SAME_MOMENT_S = 0.005
+_TELLING_RATIO = 1.2
+"""Inputs must differ by so much before they say how the work grows with them."""
+_ELASTICITY_RANGE = (0.0, 2.0)
+SCALE_BYTES = 1 << 20
 """Below this much input a ratio of sizes says nothing about the work."""
 
 
@@ -61,13 +66,18 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
     stages = {key: stage for key, stage in keyed(progress.stages).items() if stage.submitted_at is not None}
     gaps, lead_s, tail_s = _gaps(list(stages.values()), submitted_at=submitted_at, ended_at=ended_at)
     metered = sum(ledger.by_stage.values()) > 0
+    order = _order(stages)
     profiles = tuple(
         StageProfile(
             key=key,
-            core_s=ledger.by_stage.get(stage.stage_id, 0.0) if metered else stage.run_time_s,
+            core_s=(core_s := ledger.by_stage.get(stage.stage_id, 0.0) if metered else stage.run_time_s),
             tasks=stage.tasks,
             gap_s=gaps.get(stage.stage_id, 0.0),
             input_bytes=stage.input_bytes,
+            records=stage.records,
+            kind=stage.kind,
+            after=order[key],
+            longest_core_s=core_s * _longest_part(stage),
         )
         for key, stage in stages.items()
     )
@@ -86,6 +96,29 @@ def _gaps(stages: list[Stage], *, submitted_at: float, ended_at: float) -> tuple
     first = next(iter(gaps), None)
     lead_s = gaps.pop(first) if first is not None else max(0.0, ended_at - submitted_at)
     return gaps, lead_s, max(0.0, ended_at - busy_until) if gaps or first is not None else 0.0
+
+
+def _order(stages: Mapping[str, Stage]) -> Mapping[str, tuple[str, ...]]:
+    """For each stage those whose end it seems to have waited for: the REST API does not tell the graph.
+
+    That is the last one to end before it was submitted, and any that ended in the same moment.
+    """
+    ends = {key: stage.completed_at for key, stage in stages.items() if stage.completed_at is not None}
+    found: dict[str, tuple[str, ...]] = {}
+    places = list(stages)
+    for place, (key, stage) in enumerate(stages.items()):
+        begun = stage.submitted_at or 0.0
+        earlier = {name: ends[name] for name in places[:place] if name in ends and ends[name] <= begun + _SAME_MOMENT_S}
+        last = max(earlier.values(), default=0.0)
+        found[key] = tuple(name for name, end in earlier.items() if end >= last - _SAME_MOMENT_S)
+    return found
+
+
+def _longest_part(stage: Stage) -> float:
+    """Part of the stage's work in its longest task, by run time."""
+    if not stage.longest_s or stage.run_time_s <= 0:
+        return 1.0 / max(1, stage.tasks)
+    return min(1.0, stage.longest_s / stage.run_time_s)
 
 
 def learn(profile: Profile | None, key: str, plan: Plan, *, rate: float) -> Profile:
@@ -112,7 +145,7 @@ def _same_course(one: Plan, other: Plan) -> bool:
 
 def size_ratio(live_bytes: int, profiled_bytes: int) -> float:
     """How much more input there is than in the profile, between 1/5 and 5; 1 when either is too small to say."""
-    if min(live_bytes, profiled_bytes) < _SCALE_BYTES:
+    if min(live_bytes, profiled_bytes) < SCALE_BYTES:
         return 1.0
     return min(5.0, max(0.2, live_bytes / profiled_bytes))
 
@@ -129,15 +162,24 @@ def _merge(old: Plan, new: Plan, rate: float) -> Plan:
     # A stage that did not come this time fades; it keeps its place in the order.
     for place, was in enumerate(old.stages):
         if was.key not in now_by_key and (faded := mix(was.core_s, 0.0)) >= _NEGLIGIBLE_CORE_S:
-            mixed.insert(min(place, len(mixed)), replace(was, core_s=faded, gap_s=mix(was.gap_s, 0.0)))
-    stages = tuple(mixed)
+            part = faded / was.core_s
+            gone = replace(was, core_s=faded, gap_s=mix(was.gap_s, 0.0), longest_core_s=was.longest_core_s * part)
+            mixed.insert(min(place, len(mixed)), gone)
     return Plan(
-        stages=stages,
+        stages=tuple(mixed),
         startup_core_s=mix(old.startup_core_s, new.startup_core_s),
         lead_s=mix(old.lead_s, new.lead_s),
         tail_s=mix(old.tail_s, new.tail_s),
         runs=old.runs + 1,
+        spread=_spread(old, new, scale, mix),
     )
+
+
+def _spread(old: Plan, new: Plan, scale: float, mix: Callable[[float, float], float]) -> float:
+    """Exponentially weighted standard deviation of runs from what the profile expected of them."""
+    expected = sum(stage.core_s * scale**stage.elasticity for stage in old.stages)
+    error = new.stages_core_s / expected - 1 if expected > 0 else 0.0
+    return sqrt(error**2 if old.spread is None else mix(old.spread**2, error**2))
 
 
 def _mix_stage(
@@ -145,7 +187,20 @@ def _mix_stage(
 ) -> StageProfile:
     if was is None:
         return now
-    return replace(now, core_s=mix(was.core_s * scale, now.core_s), gap_s=mix(was.gap_s, now.gap_s))
+    own = size_ratio(now.input_bytes, was.input_bytes) if was.kind == "scan" else scale
+    elasticity = was.elasticity
+    if min(was.core_s, now.core_s) > _NEGLIGIBLE_CORE_S and max(own, 1 / own) >= _TELLING_RATIO:
+        measured = log(now.core_s / was.core_s) / log(own)
+        elasticity = mix(elasticity, min(_ELASTICITY_RANGE[1], max(_ELASTICITY_RANGE[0], measured)))
+    factor = own**was.elasticity
+    return replace(
+        now,
+        core_s=mix(was.core_s * factor, now.core_s),
+        gap_s=mix(was.gap_s, now.gap_s),
+        kind=now.kind or was.kind,
+        longest_core_s=mix(was.longest_core_s * factor, now.longest_core_s),
+        elasticity=elasticity,
+    )
 
 
 def to_json(profile: Profile) -> dict[str, Any]:
@@ -163,7 +218,7 @@ def from_json(value: Any) -> Profile:
         if value["version"] not in _READABLE:
             raise ValueError(f"version {value['version']!r} is none of {_READABLE}")
         plans = tuple(
-            Plan(**{**plan, "stages": tuple(_stage_from(stage) for stage in plan["stages"])}) for plan in value["plans"]
+            Plan(**{**plan, "stages": _stages_from(plan["stages"], value["version"])}) for plan in value["plans"]
         )
         for plan in plans:
             if not 0 <= plan.core_s < float("inf") or not 0 <= plan.gaps_s < float("inf"):
@@ -173,5 +228,10 @@ def from_json(value: Any) -> Profile:
         raise ValueError(f"not a profile: {exc!r}") from exc
 
 
-def _stage_from(value: Mapping[str, Any]) -> StageProfile:
-    return StageProfile(**{**value, "after": tuple(value.get("after", ()))})
+def _stages_from(rows: Sequence[Mapping[str, Any]], version: int) -> tuple[StageProfile, ...]:
+    """Version 1 knew no graph: each stage waited for the one before."""
+    chain = [(), *((row["key"],) for row in rows)]
+    return tuple(
+        StageProfile(**{**row, "after": tuple(row["after"]) if version > 1 else chain[place]})
+        for place, row in enumerate(rows)
+    )

@@ -24,7 +24,7 @@ from airflow_mlscale.spark import launch, narration, outlook
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.adapters import entry, executors, install, profile_store, rest
 from airflow_mlscale.spark.controller import DeadlineController, Job
-from airflow_mlscale.spark.model import Observation, Profile, Promise
+from airflow_mlscale.spark.model import Observation, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
 
 log = logging.getLogger(__name__)

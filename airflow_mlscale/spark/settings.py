@@ -36,24 +36,29 @@ class DeadlineSettings:
     """Most cores to ask for; None for as many as the application has slots."""
     on_infeasible: str = "fail"
     """What to do when a profile says that the deadline cannot be met: ``fail`` or ``best_effort``."""
-    aim: float = 0.95
+    aim: float = 0.985
     """Part of the time from start to deadline in which the job should be done."""
+    caution: float = 1.0
+    """How many standard deviations of the remaining work to stay ahead; they shrink as work is done."""
+    confidence: float = 2.0
+    """Half the width of the predicted interval, in standard deviations of the remaining work."""
     period_s: float = 1.0
     """How often the share is decided."""
     read_period_s: float = 0.5
     """How often the driver's REST API is read."""
     floor_cores: float = FLOOR_CORES
     """Least ceiling: below it executors miss heartbeats."""
-    deadband: float = 0.08
+    deadband: float = 0.05
     """Relative change of the share that is not worth an action."""
     trust_core_s: float = 5.0
     """Weight of the profile in β at the start, as so many core-seconds of evidence; fades as work is done."""
     rate_window_s: float = 5.0
     """Time constant of the measured rate of use."""
     driver_cores: float = 1.0
-    """Guaranteed to the driver while executors wait for it: no share of theirs shortens a starved driver's gaps."""
-    park_after_s: float = 3.0
-    """Length of a driver gap after which the share is parked at the floor."""
+    """Guaranteed to the driver while executors wait for it: no share of theirs shortens a starved driver's gaps.
+    While they run tasks it is what the driver used lately, and a little more."""
+    park_after_s: float = 1.0
+    """Length of a driver gap after which the executors' guarantee is parked."""
     headroom: float = 0.7
     """Part of the maximum above which a needed share is guaranteed without waiting for idle cycles."""
     settle_s: float = 15.0
@@ -101,6 +106,8 @@ class DeadlineSettings:
 
 _RANGES = {
     "aim": (0.5, 1.0),
+    "caution": (0.0, 10.0),
+    "confidence": (0.0, 10.0),
     "period_s": (0.1, 60.0),
     "read_period_s": (0.1, 60.0),
     "floor_cores": (0.05, 1.0),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Mode, Observation, Plan, Profile, Promise
 from airflow_mlscale.spark.policy import RemainingWork
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -51,12 +52,17 @@ def run(
     )
     state = policy.start()
     granted = ceiling = peak = 0.0
+    ledger, booked, used = profiles.Ledger(), None, 0.0
     while application.finished_at is None and application.now < 5 * deadline_s:
+        progress = application.progress()
+        ledger = profiles.book(ledger, application.used_core_s - used, booked, progress)
+        booked, used = progress, application.used_core_s
         seen = Observation(
             now=application.now,
-            progress=application.progress(),
-            used_core_s=application.used_core_s,
+            progress=progress,
+            used_core_s=used,
             elapsed_s=application.now,
+            by_stage=ledger.by_stage,
         )
         decision, state = policy(seen, state, 1.0 if application.now else 0.0)
         limit = FREE if decision.ceiling_cores is None else decision.ceiling_cores

@@ -1,0 +1,294 @@
+"""What is left of an application, and what that will cost: its profile corrected by what was seen so far.
+
+Pure. Belongs here: choosing the plan, scaling it to the live input, measuring β, building the graph of what
+is left. Does not belong here: what share follows from it (policy), how a profile is learned (profile).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import log, sqrt
+
+from airflow_mlscale.control import schedule
+from airflow_mlscale.spark.model import Observation, Plan, Profile, Progress, Stage, StageProfile, StageStatus, numbered
+from airflow_mlscale.spark.profile import SCALE_BYTES, size_ratio
+
+IN_FLIGHT = 0.9
+"""Part of a running task that may at most be taken for done before Spark reports its end."""
+BETA_RANGE = (0.2, 8.0)
+_KIND_TRUST = 0.5
+_STAGE_TRUST = 0.5
+"""Weight of the more general β in a kind's or a stage's own, as a part of the profile's weight in all."""
+_CAUTION = 0.7
+"""How far a β below 1 is drawn to 1 as work is done."""
+_UNKNOWN_SPREAD = 0.12
+_LEAST_SPREAD = 0.02
+"""Relative standard deviation of the work after one run, and at least."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What a stage had cost when its last task ended: between ends, use grows and finished work does not."""
+
+    complete: int = 0
+    core_s: float = 0.0
+
+
+@dataclass(frozen=True)
+class Beta:
+    """Live ÷ expected cost of tasks; the special ones lean on the general ones as far as they lack evidence."""
+
+    overall: float = 1.0
+    by_kind: Mapping[str, float] = field(default_factory=dict)
+    by_key: Mapping[str, float] = field(default_factory=dict)
+
+    def of(self, known: StageProfile) -> float:
+        return self.by_key.get(known.key) or self.by_kind.get(known.kind) or self.overall
+
+
+@dataclass(frozen=True, kw_only=True)
+class Left:
+    """What is done and what is left."""
+
+    nodes: tuple[schedule.Node, ...]
+    """Stages that are left, in the order of the plan, at their expected cost (β included)."""
+    done_core_s: float
+    """Expected cost of what is done."""
+    start_s: float
+    """Seconds before anything runs: executors that still have to start."""
+    tail_s: float
+    """Seconds from the last stage to the end of the application."""
+    uncertainty: float
+    """Relative standard deviation of the cost of what is left."""
+
+    @property
+    def core_s(self) -> float:
+        return sum(node.work_core_s for node in self.nodes)
+
+    @property
+    def fraction(self) -> float:
+        total = self.done_core_s + self.core_s
+        return self.done_core_s / total if total > 0 else 0.0
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds at the two ends that no core shortens."""
+        return self.start_s + self.tail_s
+
+    def scaled(self, factor: float) -> tuple[schedule.Node, ...]:
+        """The nodes, if all work cost so many times as much."""
+        return tuple(
+            replace(
+                node,
+                phases=tuple(schedule.Phase(phase.work_core_s * factor, phase.parallelism) for phase in node.phases),
+            )
+            for node in self.nodes
+        )
+
+
+def best_plan(profile: Profile | None, progress: Progress | None) -> Plan | None:
+    """The plan that explains most of the stages seen so far; among equals the heaviest.
+
+    The paper's symbolic plans, learned instead of generated: after each stage those that no longer match
+    drop out, and of the others the worst is assumed.
+    """
+    if profile is None or not profile.plans:
+        return None
+    seen = numbered(progress.stages).keys() if progress else set()
+    return max(profile.plans, key=lambda plan: (len(seen & {stage.key for stage in plan.stages}), plan.core_s))
+
+
+def expected(plan: Plan, progress: Progress | None) -> Plan:
+    """The plan scaled to the live input: W·(input ÷ profiled input)^elasticity, stage by stage.
+
+    A stage that has begun is scaled by its own input, the others by that of all storage read so far.
+    """
+    live = numbered(progress.stages) if progress else {}
+    pairs = [(known, live[known.key]) for known in plan.stages if known.key in live]
+    scans = [(known, stage) for known, stage in pairs if known.kind == "scan" and known.input_bytes >= SCALE_BYTES]
+    overall = size_ratio(
+        int(sum(known.input_bytes * _own_ratio(known, stage) for known, stage in scans)),
+        sum(known.input_bytes for known, _ in scans),
+    )
+    stages = []
+    for known in plan.stages:
+        stage = live.get(known.key)
+        ratio = _own_ratio(known, stage) if stage is not None and stage.complete else overall
+        factor = ratio**known.elasticity
+        stages.append(
+            replace(known, core_s=known.core_s * factor, longest_core_s=known.longest_core_s * min(factor, ratio))
+        )
+    return replace(plan, stages=tuple(stages))
+
+
+def tallied(tallies: Mapping[int, Tally], seen: Observation) -> Mapping[int, Tally]:
+    """The tallies with those of stages in which tasks have ended since."""
+    if seen.progress is None:
+        return tallies
+    fresh = {
+        stage.stage_id: Tally(stage.complete, seen.by_stage.get(stage.stage_id, 0.0))
+        for stage in seen.progress.stages
+        if stage.complete and (_over(stage) or stage.complete != tallies.get(stage.stage_id, Tally()).complete)
+    }
+    return {**tallies, **fresh}
+
+
+def beta(plan: Plan, seen: Observation, tallies: Mapping[int, Tally], *, trust_core_s: float) -> Beta:
+    """β overall, by kind of stage and by stage: (used + trust·prior) ÷ (expected + trust).
+
+    Args:
+        plan: as `expected`.
+        seen: the stages as they are now.
+        tallies: their cost, from `tallied`.
+        trust_core_s: weight of the profile, as so many core-seconds of evidence; it fades as work is done.
+    """
+    live = numbered(seen.progress.stages) if seen.progress else {}
+    rows: list[tuple[StageProfile, float, float]] = []
+    for known in plan.stages:
+        stage = live.get(known.key)
+        tally = tallies.get(stage.stage_id) if stage is not None else None
+        if stage is not None and tally is not None and tally.core_s > 0:
+            rows.append((known, known.core_s * min(1.0, tally.complete / max(1, stage.tasks)), tally.core_s))
+    done = sum(row[1] for row in rows)
+    fraction = min(1.0, done / plan.stages_core_s) if plan.stages_core_s > 0 else 0.0
+    trust = trust_core_s * (1 - fraction)
+    overall = _ratio(rows, trust, prior=1.0)
+    # An overestimated profile saves nothing late, but trusting that all of it is can miss the deadline.
+    overall = max(overall, BETA_RANGE[0] + (1 - BETA_RANGE[0]) * fraction * _CAUTION) if overall < 1 else overall
+    kinds = {row[0].kind for row in rows}
+    by_kind = {
+        kind: _ratio([row for row in rows if row[0].kind == kind], trust_core_s * _KIND_TRUST, prior=overall)
+        for kind in kinds
+    }
+    by_key = {
+        row[0].key: _ratio([row], min(trust_core_s, row[0].core_s) * _STAGE_TRUST, prior=by_kind[row[0].kind])
+        for row in rows
+    }
+    return Beta(overall, by_kind, by_key)
+
+
+def left(
+    plan: Plan, seen: Observation, tallies: Mapping[int, Tally], costs: Beta, *, slots: float, lead_left_s: float
+) -> Left:
+    """What is left of the plan.
+
+    Finished tasks are done; running ones as far as the meter says, at most `IN_FLIGHT`. Stages that were
+    skipped, or that never came although later ones did, are dropped. Stages that the plan does not know
+    cost per task what its mean task costs, once they are submitted: many that only wait are skipped.
+
+    Args:
+        plan: as `expected`.
+        seen: now.
+        tallies: from `tallied`.
+        costs: from `beta`.
+        slots: tasks that can run at once.
+        lead_left_s: seconds until the first stage can run, if none has come.
+    """
+    live = numbered(seen.progress.stages) if seen.progress else {}
+    latest = max((index for index, known in enumerate(plan.stages) if known.key in live), default=-1)
+    nodes: list[schedule.Node] = []
+    position: dict[str, int] = {}
+    done = 0.0
+    idle_s = _idle_s(seen)
+    for stranger, cost in _unplanned(plan, live, costs):
+        remaining, finished = _remaining(stranger, cost, seen, tallies)
+        done += finished
+        if remaining > 0:
+            nodes.append(_node(stranger.tasks - stranger.complete, remaining, slots, 0.0, (), 0.0))
+    strangers = tuple(range(len(nodes)))
+    for index, known in enumerate(plan.stages):
+        stage = live.get(known.key)
+        if stage is None and index <= latest:
+            continue
+        remaining, tasks = known.core_s * costs.of(known), known.tasks
+        if stage is not None:
+            remaining, finished = _remaining(stage, remaining, seen, tallies)
+            tasks = stage.tasks - stage.complete
+            done += finished
+        if remaining <= 0:
+            continue
+        after, gap_s = tuple(position[key] for key in known.after if key in position), known.gap_s
+        if stage is not None and stage.submitted_at is not None:
+            after, gap_s = (), 0.0
+        elif not after:
+            after, gap_s = strangers, max(0.0, gap_s - idle_s)
+        position[known.key] = len(nodes)
+        nodes.append(_node(tasks, remaining, slots, known.longest_core_s * costs.of(known), after, gap_s))
+    fraction = done / (done + sum(node.work_core_s for node in nodes)) if done > 0 else 0.0
+    return Left(
+        nodes=tuple(nodes),
+        done_core_s=done,
+        start_s=0.0 if live else lead_left_s,
+        tail_s=plan.tail_s if nodes else max(0.0, plan.tail_s - idle_s),
+        uncertainty=_uncertainty(plan, costs, fraction),
+    )
+
+
+def _own_ratio(known: StageProfile, stage: Stage) -> float:
+    """How much more input the stage has than profiled, extrapolated from its finished tasks."""
+    tasks_ratio = max(1, stage.tasks) / max(1, known.tasks)
+    if not stage.complete:
+        # Splits of the same size: a scan of twice the data has twice the tasks.
+        return min(5.0, max(0.2, tasks_ratio)) if known.kind == "scan" else 1.0
+    return size_ratio(int(stage.input_bytes * stage.tasks / stage.complete), known.input_bytes)
+
+
+def _ratio(rows: Sequence[tuple[StageProfile, float, float]], trust: float, *, prior: float) -> float:
+    done = sum(row[1] for row in rows)
+    used = sum(row[2] for row in rows)
+    if done + trust <= 0:
+        return prior
+    return min(BETA_RANGE[1], max(BETA_RANGE[0], (used + trust * prior) / (done + trust)))
+
+
+def _over(stage: Stage) -> bool:
+    return not stage.running and stage.completed_at is not None
+
+
+def _idle_s(seen: Observation) -> float:
+    """Seconds since the last stage ended, if none runs."""
+    stages = seen.progress.stages if seen.progress else ()
+    if not stages or any(stage.running for stage in stages):
+        return 0.0
+    return max(0.0, seen.now - max((stage.completed_at or 0.0 for stage in stages), default=seen.now))
+
+
+def _unplanned(plan: Plan, live: Mapping[str, Stage], costs: Beta) -> list[tuple[Stage, float]]:
+    names = {known.key for known in plan.stages}
+    tasks = sum(known.tasks for known in plan.stages)
+    mean = costs.overall * plan.stages_core_s / tasks if tasks else 0.0
+    return [
+        (stage, mean * stage.tasks)
+        for key, stage in live.items()
+        if key not in names and stage.submitted_at is not None
+    ]
+
+
+def _remaining(stage: Stage, cost: float, seen: Observation, tallies: Mapping[int, Tally]) -> tuple[float, float]:
+    """Core-seconds left and done of a stage that will cost ``cost``."""
+    if stage.status is StageStatus.SKIPPED:
+        return 0.0, 0.0
+    if _over(stage):
+        return 0.0, cost
+    tasks = max(1, stage.tasks)
+    each = cost / tasks
+    tally = tallies.get(stage.stage_id, Tally())
+    metered = max(0.0, seen.by_stage.get(stage.stage_id, 0.0) - tally.core_s)
+    begun = min(IN_FLIGHT * stage.active * each, metered)
+    remaining = max(0.0, cost - each * stage.complete - begun)
+    return remaining, cost - remaining
+
+
+def _node(
+    tasks: int, work_core_s: float, slots: float, longest_core_s: float, after: tuple[int, ...], gap_s: float
+) -> schedule.Node:
+    parts = schedule.phases(work_core_s, tasks=max(1, tasks), slots=slots, longest_core_s=longest_core_s)
+    return schedule.Node(phases=parts, after=after, gap_s=gap_s)
+
+
+def _uncertainty(plan: Plan, costs: Beta, fraction: float) -> float:
+    """The profile's own spread, and how far it has proved wrong; both count less the more is done."""
+    spread = _UNKNOWN_SPREAD if plan.spread is None else max(_LEAST_SPREAD, plan.spread)
+    wrong = abs(log(costs.overall))
+    return sqrt(spread**2 + (wrong / 2) ** 2) * sqrt(1 - fraction)
