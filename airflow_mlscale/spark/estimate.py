@@ -17,6 +17,8 @@ from airflow_mlscale.spark.profile import SCALE_BYTES, size_ratio
 IN_FLIGHT = 0.9
 """Part of a running task that may at most be taken for done before Spark reports its end."""
 BETA_RANGE = (0.2, 8.0)
+_TELLING_PART = 0.25
+"""Part of a stage's tasks whose input tells that of all."""
 _KIND_TRUST = 0.5
 _STAGE_TRUST = 0.5
 """Weight of the more general β in a kind's or a stage's own, as a part of the profile's weight in all."""
@@ -226,12 +228,17 @@ def left(
 
 
 def _own_ratio(known: StageProfile, stage: Stage) -> float:
-    """How much more input the stage has than profiled, extrapolated from its finished tasks."""
-    tasks_ratio = max(1, stage.tasks) / max(1, known.tasks)
+    """How much more input the stage has than profiled, extrapolated from its finished tasks.
+
+    Before enough have finished, the count of its tasks speaks for a scan: of twice the data, in splits of
+    the same size, there are twice as many.
+    """
+    counted = min(5.0, max(0.2, max(1, stage.tasks) / max(1, known.tasks))) if known.kind == "scan" else 1.0
     if not stage.complete:
-        # Splits of the same size: a scan of twice the data has twice the tasks.
-        return min(5.0, max(0.2, tasks_ratio)) if known.kind == "scan" else 1.0
-    return size_ratio(int(stage.input_bytes * stage.tasks / stage.complete), known.input_bytes)
+        return counted
+    measured = size_ratio(int(stage.input_bytes * stage.tasks / stage.complete), known.input_bytes)
+    weight = min(1.0, stage.complete / (_TELLING_PART * stage.tasks))
+    return float(counted ** (1 - weight) * measured**weight)
 
 
 def _ratio(rows: Sequence[tuple[StageProfile, float, float]], trust: float, *, prior: float) -> float:

@@ -8,6 +8,7 @@ import pytest
 
 from airflow_mlscale import errors
 from airflow_mlscale.runtime.journal import Journal
+from airflow_mlscale.spark.beside import Beside
 from airflow_mlscale.spark.controller import DeadlineController, Job
 from airflow_mlscale.spark.model import Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -17,7 +18,7 @@ from tests.fakes.spark import FakeProgress, Part, SimulatedApplication
 GONE = errors.UnreachableError("host agent", "unix:/nowhere", "start it")
 
 
-def controller(cpu: FakeCpu) -> DeadlineController:
+def controller(cpu: FakeCpu) -> Beside:
     now = time.time()
     job = Job(
         name="job",
@@ -29,7 +30,7 @@ def controller(cpu: FakeCpu) -> DeadlineController:
     )
     cpu.open("spark-job")
     progress = FakeProgress(SimulatedApplication([Part(core_s=10.0, tasks=4)]))
-    return DeadlineController(job=job, cpu=cpu, progress=progress, slots=2.0, journal=Journal())
+    return Beside(DeadlineController(job=job, cpu=cpu, progress=progress, slots=2.0, journal=Journal()))
 
 
 def test_an_agent_that_dies_under_a_job_does_not_fail_it() -> None:

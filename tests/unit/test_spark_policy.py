@@ -171,7 +171,7 @@ def test_twice_the_data_is_expected_as_soon_as_its_tasks_are_counted() -> None:
 
 
 def test_twice_the_data_in_as_many_tasks_is_noticed_when_the_first_one_ends() -> None:
-    live = stage("read", 0, tasks=10, complete=2, input_bytes=40 * MIB)  # 40·10/2 = 200 of 100 MiB
+    live = stage("read", 0, tasks=10, complete=3, input_bytes=60 * MIB)  # 60·10/3 = 200 of 100 MiB
     found = estimate.expected(scan_plan(), seen(live).progress)
     assert [known.core_s for known in found.stages] == [20.0, 40.0]
 
@@ -196,7 +196,7 @@ def test_cores_are_work_over_time() -> None:
     decision, _ = decide(seen(live, used=10.0), started(), deadline_s=64.0)
     assert decision.needed_cores == pytest.approx(25 / 50, rel=2e-3)
     assert (decision.guaranteed_cores, decision.ceiling_cores) == (0.5, 0.5)
-    assert decision.finish_at == pytest.approx(10 + 4 + 25 / 2)
+    assert decision.finish_at == pytest.approx(10 + 4 + (4 / 2 + 1) + 20 / 2)  # the fifth task runs alone
     assert decision.outlook is Outlook.ON_TRACK
 
 

@@ -179,7 +179,7 @@ def test_rows_of_the_rest_api_become_stages_by_id() -> None:
         row(0, status="FAILED"),
     ]
     first, second = rest.stages_of(rows)
-    assert (first.stage_id, first.complete, first.status) == (0, 2, StageStatus.ACTIVE)  # the last attempt
+    assert (first.stage_id, first.complete, first.status) == (0, 2, StageStatus.ACTIVE)  # as the last attempt says
     assert first.submitted_at == pytest.approx(1795344482.377)
     assert second.run_time_s == 1.5
 
@@ -187,3 +187,68 @@ def test_rows_of_the_rest_api_become_stages_by_id() -> None:
 def test_a_task_counted_twice_is_one_task() -> None:
     (found,) = rest.stages_of([row(0, numActiveTasks=3, numCompleteTasks=2)])
     assert (found.active, found.complete) == (2, 2)
+
+
+def test_copies_of_a_task_are_one_task() -> None:
+    (found,) = rest.stages_of([row(0, numCompleteTasks=4, numCompletedIndices=3, numActiveTasks=2)])
+    assert (found.active, found.complete) == (1, 3)  # a speculative copy ended after its original
+
+
+def test_a_second_attempt_redoes_only_what_is_missing() -> None:
+    over = {"status": "COMPLETE", "numCompletedIndices": 4, "completionTime": "2026-11-22T10:48:09.000GMT"}
+    lost = [row(0, **over), row(0, 1, numTasks=1, numActiveTasks=1)]  # an executor died with one output
+    (found,) = rest.stages_of(lost)
+    assert (found.tasks, found.complete, found.active, found.running) == (4, 3, 1, True)
+    assert found.completed_at is None
+
+
+def test_a_failed_attempt_waits_for_the_next() -> None:
+    (found,) = rest.stages_of(
+        [row(0, status="FAILED", numCompletedIndices=3, completionTime="2026-11-22T10:48:09.000GMT")]
+    )
+    assert (found.status, found.complete, found.completed_at) == (StageStatus.PENDING, 3, None)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "kind"),
+    [
+        ({"inputBytes": 9}, "scan"),
+        ({"shuffleReadBytes": 9, "shuffleWriteBytes": 9}, "exchange"),
+        ({"shuffleReadBytes": 9}, "result"),
+        ({"shuffleWriteBytes": 9}, "generate"),
+    ],
+)
+def test_a_stage_is_of_the_kind_of_its_data(numbers: dict[str, int], kind: str) -> None:
+    (found,) = rest.stages_of([row(0, numCompletedIndices=1, **numbers)])
+    assert found.kind == kind
+    assert rest.stages_of([row(0, **numbers)])[0].kind == ""  # nothing is known before a task has ended
+
+
+def timed(stage_id: int, name: str, begin: float, end: float) -> Stage:
+    return stage(stage_id, name, submitted_at=begin, completed_at=end)
+
+
+def test_the_graph_is_learned_from_who_waited_for_whom() -> None:
+    seen = progress(timed(0, "a", 0, 5), timed(1, "b", 0, 9), timed(2, "c", 5.003, 7), timed(3, "d", 9.001, 12))
+    learned = profiles.observed(profiles.Ledger(0.0, {0: 1.0}), seen, submitted_at=0.0, ended_at=12.0)
+    assert [known.after for known in learned.stages] == [(), (), ("a#0",), ("b#0",)]
+
+
+def test_the_longest_task_is_learned_as_its_part_of_the_work() -> None:
+    seen = progress(stage(0, "a", run_time_s=8.0, longest_s=4.0, submitted_at=0.0, completed_at=5.0))
+    learned = profiles.observed(profiles.Ledger(0.0, {0: 6.0}), seen, submitted_at=0.0, ended_at=5.0)
+    assert learned.stages[0].longest_core_s == 3.0  # 6 · 4/8
+
+
+def test_work_that_does_not_grow_with_the_input_is_learned_not_to() -> None:
+    first = profiles.learn(None, "k", plan(10.0, input_bytes=4 * MIB), rate=0.5)
+    (merged,) = profiles.learn(first, "k", plan(10.0, input_bytes=8 * MIB), rate=0.5).plans
+    assert merged.stages[0].elasticity == 0.5  # 1 of before, 0 now
+    assert merged.spread == pytest.approx(0.5)  # 10 instead of 20
+
+
+def test_a_profile_of_the_first_version_is_a_chain() -> None:
+    rows = [{"key": f"s#{n}", "core_s": 1.0, "tasks": 4, "gap_s": 0.0, "input_bytes": 0} for n in range(3)]
+    one = {"stages": rows, "startup_core_s": 0.0, "lead_s": 0.0, "tail_s": 0.0, "runs": 1}
+    found = profiles.from_json({"version": 1, "key": "k", "plans": [one]})
+    assert [known.after for known in found.plans[0].stages] == [(), ("s#0",), ("s#1",)]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +33,8 @@ class RestProgress:
         self.run = run
         self._application: str | None = None
         self._slots = 0
+        self._longest_s: dict[int, float | None] = {}
+        """Of each complete stage, once it was asked for; None where the driver could not tell."""
         # The driver is on this host: a proxy from the environment must not get in between.
         self._client = httpx.AsyncClient(base_url=f"{url}/api/v1", timeout=timeout_s, trust_env=False)
 
@@ -40,11 +44,12 @@ class RestProgress:
                 self._application = await self._find()
             if self._application is None:
                 return None
-            stages = stages_of(await self._get(f"/applications/{self._application}/stages"))
+            stages = list(stages_of(await self._get(f"/applications/{self._application}/stages")))
             # Executors rarely change, and not at all while tasks run on them.
             if not self._slots or not any(stage.active for stage in stages):
                 self._slots = slots_of(await self._get(f"/applications/{self._application}/executors"))
-            return Progress(at=time.time(), application_id=self._application, stages=stages, slots=self._slots)
+            stages = [await self._with_longest(stage) for stage in stages]
+            return Progress(at=time.time(), application_id=self._application, stages=tuple(stages), slots=self._slots)
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
             if self._application is None:
                 return None
@@ -61,6 +66,17 @@ class RestProgress:
                 return found
         return None
 
+    async def _with_longest(self, stage: Stage) -> Stage:
+        """The stage with the run time of its longest task, asked for once, when it is complete."""
+        if stage.status is not StageStatus.COMPLETE or stage.tasks < 2:
+            return stage
+        if stage.stage_id not in self._longest_s:
+            self._longest_s[stage.stage_id] = None
+            path = f"/applications/{self._application}/stages/{stage.stage_id}/0/taskSummary?quantiles=1.0"
+            with contextlib.suppress(httpx.HTTPStatusError):  # a driver that forgot the tasks of an old stage
+                self._longest_s[stage.stage_id] = float((await self._get(path))["executorRunTime"][0]) / 1000
+        return replace(stage, longest_s=self._longest_s[stage.stage_id])
+
     async def _get(self, path: str) -> Any:
         reply = await self._client.get(path)
         reply.raise_for_status()
@@ -68,9 +84,11 @@ class RestProgress:
 
 
 def stages_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
-    """Stages from the API's rows, by stage id; of several attempts the last."""
-    latest = {row["stageId"]: row for row in sorted(rows, key=lambda row: (row["stageId"], row["attemptId"]))}
-    return tuple(_stage(row) for row in latest.values())
+    """Stages from the API's rows, by stage id; attempts of one stage are one stage."""
+    attempts: dict[int, list[Mapping[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: (row["stageId"], row["attemptId"])):
+        attempts.setdefault(int(row["stageId"]), []).append(row)
+    return tuple(_stage(each) for each in attempts.values())
 
 
 def slots_of(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -78,20 +96,48 @@ def slots_of(rows: Sequence[Mapping[str, Any]]) -> int:
     return sum(int(row["totalCores"]) for row in rows if row["isActive"])
 
 
-def _stage(row: Mapping[str, Any]) -> Stage:
+def _stage(attempts: Sequence[Mapping[str, Any]]) -> Stage:
+    """One stage from its attempts, of which later ones only redo what is missing.
+
+    Tasks count once, however many copies of them ran: Spark counts finished *indices* for that.
+    """
+    first, last = attempts[0], attempts[-1]
+    tasks = int(first["numTasks"])
+    left = int(last["numTasks"]) - min(_complete(last), int(last["numTasks"]))
+    status = StageStatus(last["status"])
+    again = status is StageStatus.FAILED  # another attempt follows, or else the application ends
+    running = status is StageStatus.ACTIVE
     return Stage(
-        stage_id=int(row["stageId"]),
-        name=str(row["name"]),
-        status=StageStatus(row["status"]),
-        tasks=int(row["numTasks"]),
-        # Spark may for a moment count a task twice, as active and as complete.
-        active=max(0, min(int(row["numActiveTasks"]), int(row["numTasks"]) - int(row["numCompleteTasks"]))),
-        complete=min(int(row["numCompleteTasks"]), int(row["numTasks"])),
-        run_time_s=float(row.get("executorRunTime") or 0) / 1000,
-        input_bytes=int(row.get("inputBytes") or 0),
-        submitted_at=_seconds(row.get("submissionTime")),
-        completed_at=_seconds(row.get("completionTime")),
+        stage_id=int(first["stageId"]),
+        name=str(first["name"]),
+        status=StageStatus.PENDING if again else status,
+        tasks=tasks,
+        # Copies of a task, and a task just finished, may be counted too.
+        active=max(0, min(int(last["numActiveTasks"]), left)) if running else 0,
+        complete=max(0, tasks - left),
+        run_time_s=sum(float(row.get("executorRunTime") or 0) for row in attempts) / 1000,
+        input_bytes=max(_read(row, "inputBytes", "shuffleReadBytes") for row in attempts),
+        records=max(_read(row, "inputRecords", "shuffleReadRecords") for row in attempts),
+        kind=_kind(first) if _complete(first) else "",
+        submitted_at=_seconds(first.get("submissionTime") or last.get("submissionTime")),
+        completed_at=None if again else _seconds(last.get("completionTime")),
     )
+
+
+def _complete(row: Mapping[str, Any]) -> int:
+    found = row.get("numCompletedIndices")
+    return int(row["numCompleteTasks"] if found is None else found)
+
+
+def _read(row: Mapping[str, Any], *names: str) -> int:
+    return sum(int(row.get(name) or 0) for name in names)
+
+
+def _kind(row: Mapping[str, Any]) -> str:
+    """One of `model.KINDS`."""
+    if _read(row, "shuffleReadBytes"):
+        return "exchange" if _read(row, "shuffleWriteBytes") else "result"
+    return "scan" if _read(row, "inputBytes") else "generate"
 
 
 def _seconds(text: str | None) -> float | None:
