@@ -51,6 +51,13 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         return str(self._connection["master"])
 
     @property
+    def master_page(self) -> str | None:
+        """Address of the master's web page, whether or not it answers; None for a master without one."""
+        if not self.master.startswith("spark://"):
+            return self._web_url()
+        return self._web_url() or cluster.web_url(self.master) or f"http://{master.addresses(self.master)[0][0]}:8080"
+
+    @property
     def killed(self) -> bool:
         """Whether `on_kill` was called."""
         return self._killed
@@ -61,10 +68,8 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             if self.master.startswith("local"):
                 return True, f"{self.master} runs in the driver; there is no master to ask"
             master.ping(self.master)
-            web_url = self._web_url() or cluster.web_url(self.master)
-            web_url = web_url or f"http://{master.addresses(self.master)[0][0]}:8080"
             try:
-                state = master.state(web_url)
+                state = master.state(str(self.master_page))
             except errors.UnreachableError as exc:
                 return True, f"The Spark master at {self.master} answers. {exc}"
             workers = f"{len(state.workers)} worker(s) with {state.cores} cores"

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.common.compat.openlineage.utils import spark as lineage
 
+from airflow_mlscale import errors
 from airflow_mlscale.cpu import detect
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
+from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
+from airflow_mlscale.operators import dag_deadline, onlookers, promises
+from airflow_mlscale.operators import lineage as our_lineage
+from airflow_mlscale.operators.promises import PROMISE_KEY
+from airflow_mlscale.operators.retry import DeadlineRetryPolicy
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.runtime import deadlines
 from airflow_mlscale.spark import settings
 from airflow_mlscale.spark.model import Mode, Promise
 
-PROMISE_KEY = "mlscale_deadline"
+__all__ = ["PROMISE_KEY", "DeadlineRetryPolicy", "DeadlineSparkSubmitOperator"]
 
 
 class DeadlineSparkSubmitOperator(SparkSubmitOperator):
@@ -27,19 +33,25 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
 
     Args:
         deadline: a ``timedelta`` or ``pendulum.duration`` from the start of the task, a ``datetime`` with a
-            time zone, or a template that renders to seconds, an ISO 8601 duration or an ISO 8601 date and
-            time. Fixed at the first try; retries share it. (templated)
+            time zone, a template that renders to seconds, an ISO 8601 duration or an ISO 8601 date and
+            time, or ``"dag"`` for the deadline of the DAG run (`DeadlineAlert`). Fixed at the first try;
+            retries share it. (templated)
         min_cores: cores that are never taken away; refused when the host cannot guarantee them.
         max_cores: most cores to ask for; default is all that the application can use.
         mode: ``work_conserving`` soaks up idle cycles and takes a guarantee only as far as the deadline needs
             one; ``reserve`` also caps the application, which stretches to its deadline.
+        policy: ``remaining_work``, or ``paper`` (dynaSpark as published).
         on_infeasible: ``fail`` or ``best_effort`` when the profile says that the deadline cannot be met.
+        on_outlook_change: a function, a notifier or an import path, or a list of these: called in the task
+            with its context and ``outlook``, ``previous``, ``predicted_finish``, ``interval`` and
+            ``deadline`` when the outlook turns to ``on_track``, ``at_risk`` or ``will_miss``.
         profile_store: folder of learned profiles, any fsspec address; default ``profiles`` in
             ``$MLSCALE_HOME``. (templated)
         profile_key: name of the profile; default is the name of the application. (templated)
         tuning: settings of the controller by name, such as ``{"aim": 0.9}``; see `DeadlineSettings`.
         allocator: which CPU-share adapter: ``auto``, ``agent``, ``cgroup-v1``, ``cgroup-v2``, ``observe-only``.
         name: of the application; default is ``<dag id>.<task id>``. (templated)
+        retry_policy: default is `DeadlineRetryPolicy`, which gives up when the time left cannot suffice.
 
     Returns:
         A summary (XCom): ``deadline_s``, ``finish_s``, ``met``, ``granted_core_s``, ``used_core_s``, ``mode``,
@@ -55,6 +67,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         "profile_store",
         "profile_key",
     )
+    operator_extra_links = (SparkUiLink(), SparkMasterLink())
 
     def __init__(
         self,
@@ -63,7 +76,9 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         min_cores: float | None = None,
         max_cores: float | None = None,
         mode: str = Mode.WORK_CONSERVING.value,
+        policy: str = settings.POLICIES[0],
         on_infeasible: str = "fail",
+        on_outlook_change: Any = None,
         profile_store: str | None = None,
         profile_key: str | None = None,
         tuning: Mapping[str, float] | None = None,
@@ -73,16 +88,25 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(conn_id=conn_id, name=name or "", **kwargs)
-        if not hasattr(deadline, "iter_references"):  # the result of another task is known later
-            deadlines.check(deadline)
+        self._check_deadline(deadline)
         settings.one_of("allocator", allocator, detect.NAMES)
         self.deadline = deadline
+        self.on_outlook_change = onlookers.callbacks(on_outlook_change)
         self.profile_store = profile_store
         self.profile_key = profile_key
         self.allocator = allocator
         self.settings = settings.tuned(
-            tuning or {}, mode=mode, min_cores=min_cores, max_cores=max_cores, on_infeasible=on_infeasible
+            tuning or {},
+            mode=mode,
+            min_cores=min_cores,
+            max_cores=max_cores,
+            on_infeasible=on_infeasible,
+            policy=policy,
         )
+        if not self.has_retry_policy:  # neither the arguments nor the DAG's default_args name one
+            self.retry_policy = DeadlineRetryPolicy()
+        self._promised: Promise | None = None
+        self._summary: dict[str, Any] | None = None
 
     def execute(self, context: Any) -> dict[str, Any]:
         """Check everything, submit, control until the end; returns the run's summary."""
@@ -97,14 +121,21 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
                 profile_key=self.profile_key,
                 allocator=self.allocator,
             )
+            promises.note_full_share(context, run.full_cores)
+            onlookers.push_master_link(context["ti"], hook.master_page)
             state = TaskStateJournal(context.get("task_state_store"))
             try:
-                summary = hook.submit_by_deadline(
-                    self.application, run, publish=lambda: state.publish(run.journal.records(), run.summary())
-                )
+                with onlookers.looking_on(
+                    run.journal, context, self.on_outlook_change, ui_url=lambda: run.ui_url
+                ) as metrics:
+                    summary = hook.submit_by_deadline(
+                        self.application, run, publish=lambda: state.publish(run.journal.records(), run.summary())
+                    )
             finally:
+                self._summary = run.summary()
                 if not hook.killed:  # Airflow may be gone by then, and no longer listen
-                    state.publish(run.journal.records(), run.summary(), now=True)
+                    state.publish(run.journal.records(), self._summary, now=True)
+            metrics.finished(summary)
             self._tell(summary)
             return summary
 
@@ -130,21 +161,49 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         else:
             self.log.warning("DEADLINE MISSED: " + message, *values)
 
+    def _check_deadline(self, deadline: Any) -> None:
+        """Refuse what can never work while the DAG is parsed.
+
+        Raises:
+            InvalidInputError: no deadline, or one that the task's other arguments make impossible.
+        """
+        if hasattr(deadline, "iter_references"):  # the result of another task is known later
+            return
+        if deadline == dag_deadline.DAG:
+            if self.has_dag():
+                dag_deadline.check(self.dag)
+            return
+        deadlines.check(deadline)
+        limit = self.execution_timeout
+        if isinstance(deadline, timedelta) and limit is not None and limit < deadline:
+            raise errors.InvalidInputError(
+                "execution_timeout",
+                limit,
+                f"ends the task before its deadline of {deadline}, which it may use up; leave it out or make it longer",
+            )
+
+    def chance(self, context: Any) -> promises.Chance | None:
+        """What another try would have; None before there is a promise."""
+        key = self.profile_key or self.name or f"{self.dag_id}.{self.task_id}"
+        return promises.chance(context, settings=self.settings, store=self.profile_store, key=key)
+
+    def get_openlineage_facets_on_start(self) -> Any:
+        """The deadline, for OpenLineage."""
+        return our_lineage.operator_lineage(our_lineage.deadline_facets(self.deadline, self._promised, self._summary))
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """The deadline and what became of it, for OpenLineage."""
+        return self.get_openlineage_facets_on_start()
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> Any:
+        """As on completion, as far as it came."""
+        return self.get_openlineage_facets_on_start()
+
     def _promise(self, context: Any) -> Promise:
         """The deadline as absolute times, fixed at the first try and shared by its retries."""
-        ti, store = context["ti"], context.get("task_state_store")
-        # Clearing a task begins a new life of it, with a deadline of its own; that moves its last try.
-        life = getattr(ti, "max_tries", 0)
-        known = store.get(PROMISE_KEY) if store is not None else None
-        if known and known["life"] == life:
-            return Promise(started_at=known["started_at"], deadline_at=known["deadline_at"])
-        started = ti.start_date or datetime.now(UTC)
-        deadline_at = deadlines.resolve(self.deadline, started_at=started)
-        deadlines.check_ahead(self.deadline, deadline_at, now=datetime.now(UTC))
-        promise = Promise(started_at=started.timestamp(), deadline_at=deadline_at.timestamp())
-        if store is not None:
-            store.set(PROMISE_KEY, {"life": life, "started_at": promise.started_at, "deadline_at": promise.deadline_at})
-        return promise
+        strict = self.settings.on_infeasible == "fail"
+        self._promised = promises.fixed(self.deadline, context, strict=strict)
+        return self._promised
 
     def _get_hook(self) -> DeadlineSparkSubmitHook:
         return DeadlineSparkSubmitHook(

@@ -6,6 +6,7 @@ At a rate that people can read; the journal has every decision.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -76,7 +77,9 @@ class Narrator:
         seen = self.look()
         if seen is None or seen.progress is None:
             return
-        rows = [stage for stage in seen.progress.stages if stage.status is not StageStatus.PENDING]
+        # Skipped: what it would have made was still there.
+        idle = (StageStatus.PENDING, StageStatus.SKIPPED)
+        rows = [stage for stage in seen.progress.stages if stage.status not in idle]
         before = 0
         if not whole:
             before = sum(stage.stage_id in self._shown for stage in rows)
@@ -112,7 +115,7 @@ def table(stages: Sequence[Stage], seen: Observation, profile: Profile | None, *
     found = [f"{'stage':<{_NAME_WIDTH}} {'tasks':>11} {'core-s':>8} {'profiled':>8}  state"]
     for stage in sorted(kept, key=lambda stage: stage.stage_id):
         profiled = known.get(keys.get(stage.stage_id, ""))
-        name = f"{stage.stage_id} {stage.name}"
+        name = f"{stage.stage_id} {re.sub(r'/.*/', '', stage.name)}"  # "count at /a/long/path/job.py:12"
         found.append(
             f"{_short(name):<{_NAME_WIDTH}} {f'{stage.complete}/{stage.tasks}':>11}"
             f" {seen.by_stage.get(stage.stage_id, 0.0):>8.1f} {'-' if profiled is None else f'{profiled:.1f}':>8}"

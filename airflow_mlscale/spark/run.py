@@ -131,6 +131,16 @@ class DeadlineRun:
         self._learn()
         return self.summary()
 
+    @property
+    def full_cores(self) -> float:
+        """Most cores worth asking for, as far as known before the application runs."""
+        return self.request.settings.high(self.slots)
+
+    @property
+    def ui_url(self) -> str | None:
+        """Address of the driver's page, which may not answer yet; None before the submission."""
+        return getattr(self.controller.progress, "url", None) if self.controller else None
+
     def look(self) -> Observation | None:
         """What is known of the application now; None before it is submitted."""
         return self.controller.look() if self.controller else None
@@ -154,6 +164,7 @@ class DeadlineRun:
             "met": None if finish_s is None else finish_s <= promise.duration_s,
             "policy": self.request.settings.policy,
             "outlook": last.decided.get("outlook") if last else None,
+            "predicted_finish_s": last.decided.get("finish_s") if last else None,
             "granted_core_s": round(control.granted_core_s, 1) if control else 0.0,
             "used_core_s": round(control.used_core_s, 1) if control else 0.0,
             "series": series(self.journal.records()),
@@ -163,7 +174,7 @@ class DeadlineRun:
         """Compare the earliest possible finish with the time left."""
         promise, settings = self.request.promise, self.request.settings
         left_s = promise.deadline_at - time.time()
-        high = settings.high(self.slots)
+        high = self.full_cores
         found = outlook.before_start(self.profile, cores=high, confidence=settings.confidence)
         if found is None:
             log.info("no profile of %s yet: the full share of %g cores, and this run is learned from", self.key, high)

@@ -1,0 +1,48 @@
+"""Airflow's own metrics (StatsD, OpenTelemetry or Datadog, whichever is configured) of a run with a deadline.
+
+Gauges ``mlscale.spark.progress`` (0 to 1), ``.guaranteed_cores``, ``.predicted_finish_s`` (from the start) and
+``.deadline_left_s``; counters ``.outlook.on_track``, ``.outlook.at_risk``, ``.outlook.will_miss`` when the outlook
+becomes that, ``.met`` and ``.missed`` at the end; timer ``.duration``. All with the tags ``dag_id`` and ``task_id``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk.observability import stats
+
+from airflow_mlscale.runtime.journal import Record
+from airflow_mlscale.spark import changes
+
+PREFIX = "mlscale.spark"
+
+
+@dataclass
+class SparkMetrics:
+    """Listens to a run's journal and keeps its gauges; `finished` counts its end."""
+
+    tags: Mapping[str, str]
+    _watch: changes.Watch = field(default_factory=changes.Watch, init=False)
+
+    def __call__(self, record: Record) -> None:
+        gauges = {
+            "progress": record.seen["progress"],
+            "guaranteed_cores": record.decided["guaranteed_cores"],
+            "predicted_finish_s": record.decided.get("finish_s"),
+            "deadline_left_s": record.seen["left_s"],
+        }
+        for name, value in gauges.items():
+            if value is not None:
+                stats.gauge(f"{PREFIX}.{name}", float(value), tags=dict(self.tags))
+        if change := self._watch.change(record):
+            stats.incr(f"{PREFIX}.outlook.{change.outlook}", tags=dict(self.tags))
+
+    def finished(self, summary: Mapping[str, Any]) -> None:
+        """Count a run that has ended by itself, as met or missed."""
+        if summary.get("finish_s") is None:
+            return
+        stats.timing(f"{PREFIX}.duration", timedelta(seconds=summary["finish_s"]), tags=dict(self.tags))
+        stats.incr(f"{PREFIX}.{'met' if summary['met'] else 'missed'}", tags=dict(self.tags))
