@@ -7,7 +7,7 @@ Does not belong here: HTTP (server), the arithmetic (leases), the kernel (the ba
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -163,6 +163,17 @@ class Agent:
     def admit(self, group: str, pid: int) -> None:
         """Move a process into a group."""
         self.backend.admit(self._known(group), pid)
+
+    def admit_all(self, group: str, pids: Iterable[int]) -> None:
+        """Move those of these processes into a group that still run and are not in it."""
+        members = {pid for info in self.backend.groups() if info.name == self._known(group) for pid in info.members}
+        for pid in pids:
+            if pid in members:
+                continue
+            try:
+                self.backend.admit(group, pid)
+            except errors.InvalidInputError as exc:  # it ended in between
+                log.debug("CPU group %s: %s", group, exc)
 
     def entry_files(self, group: str) -> tuple[Path, ...]:
         """Files by which processes join the group themselves."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import httpx
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import ports
-from airflow_mlscale.cpu.adapters import cgroup, cgroup_v1, cgroup_v2, lease_client, observe_only
+from airflow_mlscale.cpu.adapters import cgroup, cgroup_v1, cgroup_v2, hosts, lease_client, observe_only
 from airflow_mlscale.runtime import processes
 
 log = logging.getLogger(__name__)
@@ -32,12 +33,18 @@ def default_socket() -> Path:
 
 
 def detect(
-    name: str = "auto", *, address: str | None = None, token: str | None = None, base: str | None = None
+    name: str = "auto",
+    *,
+    address: str | None = None,
+    token: str | None = None,
+    base: str | None = None,
+    agents: Mapping[str, str] | None = None,
+    partly: bool = False,
 ) -> ports.CpuPort:
     """The CPU-share port to use on this machine; logs once what was found.
 
-    ``auto`` takes the host agent if one was named or answers at the default socket, else a writable
-    cgroup v1 or v2, else it only observes.
+    ``auto`` takes the agents of several hosts if they were named, else the host agent if one was named or
+    answers at the default socket, else a writable cgroup v1 or v2, else it only observes.
 
     Args:
         name: one of `NAMES`.
@@ -45,6 +52,8 @@ def detect(
         token: bearer token for it; default ``$MLSCALE_AGENT_TOKEN``.
         base: directory for cgroups, relative to the mount; default ``$MLSCALE_CGROUP_BASE``, then the
             mount's root or, where that is not writable, this process's own group.
+        agents: address of each host's agent by the host's name; see `hosts.HostsPort`.
+        partly: with ``agents``, go on though some of them do not answer: for a controller that resumes.
 
     Raises:
         InvalidInputError: an unknown name, or one that this machine does not offer.
@@ -52,6 +61,8 @@ def detect(
     """
     port: ports.CpuPort
     match name:
+        case "auto" | "agent" if agents:
+            port = hosts.HostsPort(agents, token=token or os.environ.get(TOKEN_VARIABLE) or None, partly=partly)
         case "auto":
             port = _agent_or_none(address, token) or local(base)
         case "agent":

@@ -10,6 +10,7 @@ from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import ports
+from airflow_mlscale.cpu.adapters import process_table
 
 _LEASE_FIELDS = ("guaranteed_cores", "ceiling_cores", "minimum_cores", "priority", "deadline_at", "ttl_s")
 
@@ -49,9 +50,14 @@ def lease(body: bytes) -> tuple[ports.CpuShare, ports.Terms]:
     return share, terms
 
 
-def pid(body: bytes) -> int:
-    """The process id of an admission request."""
-    value = fields(body, ("pid",)).get("pid")
+def admission(body: bytes) -> int | tuple[str, ...]:
+    """Whom an admission request means: one process by its id, or those whose command line has all these words."""
+    content = fields(body, ("pid", "command_contains"))
+    if "command_contains" in content:
+        if "pid" in content:
+            raise errors.InvalidInputError("pid", content["pid"], "give either pid or command_contains")
+        return process_table.check_words(content["command_contains"])
+    value = content.get("pid")
     if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 2**31:
         raise errors.InvalidInputError("pid", value, "give the id of a running process")
     return value

@@ -8,7 +8,9 @@
 ``PUT  /v1/groups/{group}``                   open
 ``PUT  /v1/groups/{group}/lease``             take or renew a lease (opens the group if need be)
 ``GET  /v1/groups/{group}/usage``             meters
-``POST /v1/groups/{group}/members``           move a process in: ``{"pid": 123}``
+``POST /v1/groups/{group}/members``           move processes in: ``{"pid": 123}``, or all of this host whose
+                                              command line has these words, with all that descends from
+                                              them: ``{"command_contains": ["word", "another"]}``
 ``GET  /v1/groups/{group}/entry-files``       files by which a process joins the group itself
 ``DELETE /v1/groups/{group}``                 end the lease, remove the group once it is empty
 ============================================  =====================================================
@@ -37,6 +39,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import agent as agents
 from airflow_mlscale.cpu import messages
+from airflow_mlscale.cpu.adapters import process_table
 from airflow_mlscale.runtime import loop
 
 log = logging.getLogger(__name__)
@@ -156,9 +159,13 @@ class _Handlers:
         return JSONResponse(messages.usage(self.agent.usage(_group(request))))
 
     async def admit(self, request: Request) -> Response:
-        pid = messages.pid(await _body(request))
-        self.agent.admit(_group(request), pid)
-        return JSONResponse({})
+        whom = messages.admission(await _body(request))
+        if isinstance(whom, int):
+            self.agent.admit(_group(request), whom)
+            return JSONResponse({})
+        found = await asyncio.to_thread(process_table.matching, whom)  # reads every command line of the host
+        self.agent.admit_all(_group(request), found.pids)
+        return JSONResponse({"matched": found.matched, "pids": found.pids})
 
     async def entry_files(self, request: Request) -> Response:
         return JSONResponse({"files": [str(path) for path in self.agent.entry_files(_group(request))]})

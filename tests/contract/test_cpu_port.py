@@ -16,7 +16,7 @@ import pytest
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import ports
-from airflow_mlscale.cpu.adapters import cgroup, cgroup_v1, cgroup_v2, lease_client, observe_only
+from airflow_mlscale.cpu.adapters import cgroup, cgroup_v1, cgroup_v2, hosts, lease_client, observe_only
 from airflow_mlscale.runtime import processes
 from tests.fakes import cpu as fake_cpu
 from tests.fakes import cpu_agent, cpu_host, cpu_kernel, cpu_load
@@ -29,6 +29,8 @@ class Rig:
     port: ports.CpuPort
     burn: Callable[[str], None] | None = None
     """Moves the meter of a port without real processes."""
+    hosts: int = 1
+    """Each has a least ceiling of its own."""
 
 
 def _fake(stack: ExitStack, tmp_path: Path) -> Rig:
@@ -66,12 +68,26 @@ def _lease_over_fake(stack: ExitStack, tmp_path: Path) -> Rig:
     return Rig(lease_client.LeasePort(address), burn=lambda group: backend.burn(group, 1.0))
 
 
+def _hosts(number: int) -> Callable[[ExitStack, Path], Rig]:
+    def rig(stack: ExitStack, tmp_path: Path) -> Rig:
+        backends = [fake_cpu.FakeCpu() for _ in range(number)]
+        addresses = {
+            f"host-{index}": stack.enter_context(cpu_agent.agent_thread(backend, tmp_path / f"{index}.sock"))
+            for index, backend in enumerate(backends)
+        }
+        return Rig(hosts.HostsPort(addresses), burn=lambda group: backends[-1].burn(group, 1.0), hosts=number)
+
+    return rig
+
+
 RIGS = {
     "fake": _fake,
     "cgroup-v1": _v1,
     "cgroup-v2": _v2,
     "observe-only": _observe_only,
     "lease-fake": _lease_over_fake,
+    "hosts-1": _hosts(1),
+    "hosts-2": _hosts(2),
 }
 LEASE_OVER_V1 = "lease-v1"
 """Over one agent process for all tests: it takes seconds to start."""
@@ -185,8 +201,8 @@ def test_a_minimum_beyond_the_host_is_refused(rig: Rig) -> None:
 def test_the_least_ceiling_is_a_hundredth_of_a_core(rig: Rig) -> None:
     rig.port.open("a")
     granted = rig.port.apply("a", ports.CpuShare(guaranteed_cores=0.0, ceiling_cores=0.0), TERMS)
-    assert ports.CpuShare(guaranteed_cores=0.0, ceiling_cores=0.01) == granted
-    assert granted.ceiling_cores == 0.01
+    assert ports.CpuShare(guaranteed_cores=0.0, ceiling_cores=0.01 * rig.hosts) == granted
+    assert granted.ceiling_cores == 0.01 * rig.hosts
 
 
 def test_groups_are_independent(rig: Rig) -> None:
@@ -225,7 +241,7 @@ def test_a_process_joins_by_the_entry_files(rig: Rig) -> None:
     rig.port.open("a")
     files = rig.port.entry_files("a")
     if not files:  # then admission is the only way, as in the test above
-        assert rig.port.name in {"fake", "observe-only", "lease"}
+        assert rig.port.name in {"fake", "observe-only", "lease", "hosts"}
         return
     joining = (
         "import os, sys\nfor f in sys.argv[1:]: open(f, 'w').write(str(os.getpid()))\nprint('in'); sys.stdin.read()"

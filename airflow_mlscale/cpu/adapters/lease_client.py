@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -73,6 +73,17 @@ class LeasePort:
 
     def admit(self, group: str, pid: int) -> None:
         self._on_open(group, "POST", "members", {"pid": pid})
+
+    def admit_matching(self, group: str, words: Sequence[str]) -> tuple[int, ...]:
+        """Move all processes of the agent's host into the group whose command line has all the words as arguments.
+
+        What descends from them follows. Returns the ids of those that match, descendants not among them.
+
+        Raises:
+            InvalidInputError: the words are so few or short that they could mean processes of others.
+        """
+        found = self._on_open(group, "POST", "members", {"command_contains": list(words)})
+        return tuple(found["matched"])
 
     def entry_files(self, group: str) -> tuple[Path, ...]:
         return tuple(Path(path) for path in self._on_open(group, "GET", "entry-files")["files"])
