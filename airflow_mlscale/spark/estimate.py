@@ -192,7 +192,7 @@ def left(
     nodes: list[schedule.Node] = []
     position: dict[str, int] = {}
     done = 0.0
-    idle_s = _idle_s(seen)
+    idle = idle_now_s(seen)
     for stranger, cost in _unplanned(plan, live, costs):
         remaining, finished = _remaining(stranger, cost, seen, tallies)
         done += finished
@@ -214,7 +214,7 @@ def left(
         if stage is not None and stage.submitted_at is not None:
             after, gap_s = (), 0.0
         elif not after:
-            after, gap_s = strangers, max(0.0, gap_s - idle_s)
+            after, gap_s = strangers, max(0.0, gap_s - idle)
         position[known.key] = len(nodes)
         nodes.append(_node(tasks, remaining, slots, known.longest_core_s * costs.of(known), after, gap_s))
     fraction = done / (done + sum(node.work_core_s for node in nodes)) if done > 0 else 0.0
@@ -222,9 +222,17 @@ def left(
         nodes=tuple(nodes),
         done_core_s=done,
         start_s=0.0 if live else lead_left_s,
-        tail_s=plan.tail_s if nodes else max(0.0, plan.tail_s - idle_s),
+        tail_s=plan.tail_s if nodes else max(0.0, plan.tail_s - idle),
         uncertainty=_uncertainty(plan, costs, fraction),
     )
+
+
+def idle_now_s(seen: Observation) -> float:
+    """Seconds since the last stage ended, if none runs."""
+    stages = seen.progress.stages if seen.progress else ()
+    if not stages or any(stage.running for stage in stages):
+        return 0.0
+    return max(0.0, seen.now - max((stage.completed_at or 0.0 for stage in stages), default=seen.now))
 
 
 def _own_ratio(known: StageProfile, stage: Stage) -> float:
@@ -251,14 +259,6 @@ def _ratio(rows: Sequence[tuple[StageProfile, float, float]], trust: float, *, p
 
 def _over(stage: Stage) -> bool:
     return not stage.running and stage.completed_at is not None
-
-
-def _idle_s(seen: Observation) -> float:
-    """Seconds since the last stage ended, if none runs."""
-    stages = seen.progress.stages if seen.progress else ()
-    if not stages or any(stage.running for stage in stages):
-        return 0.0
-    return max(0.0, seen.now - max((stage.completed_at or 0.0 for stage in stages), default=seen.now))
 
 
 def _unplanned(plan: Plan, live: Mapping[str, Stage], costs: Beta) -> list[tuple[Stage, float]]:

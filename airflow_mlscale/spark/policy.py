@@ -21,6 +21,8 @@ _DRIVER_AT_REST = 0.25
 _DRIVER_LEAST = 0.05
 _DRIVER_SPARE = 1.25
 """So many times what it used lately."""
+_SOON_S = 1.5
+"""A guarantee is back so long before it is expected to be used."""
 _ANY = 10.0
 """So many times the maximum is as good as any number."""
 
@@ -147,7 +149,7 @@ class RemainingWork:
         base, state = self._base(left, costs, seen, state, high)
         if seen.progress is None or not seen.progress.stages:
             return self._starting(plan, seen, base, high), state
-        if self._parked(seen) and base.needed_cores <= settings.headroom * high:
+        if self._parked(seen, left, base.needed_cores <= settings.headroom * high):
             return self._park(state, base, high), state
         if settings.mode is Mode.RESERVE:
             return self._reserve(seen, state, base, high), state
@@ -225,13 +227,20 @@ class RemainingWork:
         reason = f"idle cycles suffice: {rate:.2f} cores for free, {base.needed_cores:.2f} needed"
         return replace(base, guaranteed_cores=self._least(), reason=reason), state
 
-    def _parked(self, seen: Observation) -> bool:
-        """Whether the driver has kept the executors waiting for a while."""
+    def _parked(self, seen: Observation, left: estimate.Left, relaxed: bool) -> bool:
+        """Whether the driver keeps the executors waiting, and not only for another moment.
+
+        A gap that the profile knows ends when it said; in one that it does not, a guarantee is only given
+        away by those who are ``relaxed``.
+        """
         progress = seen.progress
-        if progress is None or not progress.stages or progress.runnable_tasks:
+        if progress is None or not progress.stages or progress.runnable_tasks or not left.nodes:
             return False
-        ended = max((stage.completed_at or 0.0 for stage in progress.stages), default=0.0)
-        return ended > 0 and seen.now - ended >= self.settings.park_after_s
+        idle_s = estimate.idle_now_s(seen)
+        if idle_s < self.settings.park_after_s:
+            return False
+        due_s = min(node.gap_s for node in left.nodes if not node.after)
+        return due_s > _SOON_S or (relaxed and idle_s > 2 * self.settings.park_after_s and due_s <= 0)
 
     def _steady(self, decision: Decision, last: Decision | None) -> Decision:
         """The last share again, unless the change is worth an action."""
