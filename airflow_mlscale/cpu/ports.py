@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf, isnan
 from pathlib import Path
@@ -193,4 +194,16 @@ class CpuPort(Protocol):
         """Restore the safe share, release the guarantee, and remove the group once it is empty.
 
         Closing a group that is not open does nothing.
+        """
+
+
+class SpreadPort(CpuPort, Protocol):
+    """A port whose groups are spread over parts, such as hosts or pods."""
+
+    def weigh(self, group: str, weights: Mapping[str, float]) -> None:
+        """Say how much of the group's work each part does; the share is divided in proportion from the next `apply` on.
+
+        Args:
+            group: an open group.
+            weights: by part; parts that are missing have none.
         """
