@@ -109,7 +109,7 @@ class SpreadExecutors:
     """`ExecutorFinder` where executors are in their group already: it only says how much work each of them does."""
 
     def __init__(self, cpu: CpuPort, group: str, ask: Ask) -> None:
-        self.cpu = cast(SpreadPort, cpu)
+        self.cpu = cast("SpreadPort", cpu)
         self.group = group
         self.ask = ask
 
