@@ -27,6 +27,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": "airflow_mlscale",
                 "python-modules": [
                     "airflow_mlscale.operators.spark",
+                    "airflow_mlscale.operators.pyspark",
                     "airflow_mlscale.operators.federated",
                     "airflow_mlscale.operators.roma",
                 ],
@@ -114,5 +115,8 @@ def get_provider_info() -> dict[str, Any]:
                 },
             },
         ],
-        "extra-links": [],
+        "extra-links": ["airflow_mlscale.links.spark.SparkUiLink", "airflow_mlscale.links.spark.SparkMasterLink"],
+        "task-decorators": [
+            {"name": "deadline_pyspark", "class-name": "airflow_mlscale.decorators.spark.deadline_pyspark_task"}
+        ],
     }

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.common.compat.openlineage.utils import spark as lineage
+from airflow.sdk import BaseOperatorLink, RetryPolicy
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import detect
@@ -67,7 +68,8 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         "profile_store",
         "profile_key",
     )
-    operator_extra_links = (SparkUiLink(), SparkMasterLink())
+    operator_extra_links: Collection[BaseOperatorLink] = (SparkUiLink(), SparkMasterLink())
+    retry_policy: RetryPolicy | None
 
     def __init__(
         self,
