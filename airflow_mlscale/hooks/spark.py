@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from typing import Any
 
+from airflow.providers.apache.spark.hooks import spark_submit
 from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_mlscale import errors
+from airflow_mlscale.spark import cluster_run
 from airflow_mlscale.spark import run as runs
 from airflow_mlscale.spark.adapters import cluster, install, master
 from airflow_mlscale.spark.model import Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
+from airflow_mlscale.spark.ticket import Ticket
 
 KILL_GRACE_S = 3.0
 """Airflow kills a task five seconds after it asked it to end."""
@@ -38,12 +43,21 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         Raises:
             InvalidInputError: there is no such connection (`SparkSubmitHook` would fall back to YARN).
         """
+        _know_kubernetes()
         # Copied: ours are added for each submission.
         arguments = [str(argument) for argument in kwargs.pop("application_args", None) or ()]
         super().__init__(conf=dict(conf or {}), conn_id=conn_id, application_args=arguments, **kwargs)
         self._install: install.Install | None = None
         self._started: Callable[[int], None] | None = None
         self._killed = False
+        self._submission: tuple[cluster_run.ClusterRun, Ticket] | None = None
+        if self._is_kubernetes and self.in_cluster:  # the driver pod is followed, by us: spark-submit need not wait
+            self._track_driver_via_k8s_api = True
+
+    @property
+    def in_cluster(self) -> bool:
+        """Whether the driver is to run in the cluster."""
+        return bool(self._connection["deploy_mode"] == "cluster")
 
     @property
     def master(self) -> str:
@@ -99,23 +113,80 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             raise errors.InvalidInputError(
                 "deploy_mode", self._connection["deploy_mode"], "use client: the controller runs beside the driver"
             )
-        extra = self.get_connection(self._conn_id).extra_dejson
-        return runs.DeadlineRun(
-            runs.Request(
-                name=self._name,
-                master_url=self.master,
-                promise=promise,
-                settings=settings,
-                properties=self._properties(),
-                env={name: str(value) for name, value in (self._env_vars or {}).items()},
-                total_cores=self._total_cores(),
-                web_url=self._web_url(),
-                profile_folder=profile_store,
-                profile_key=profile_key,
-                allocator=allocator,
-                agent=extra.get("agent") or None,
-                agent_token=extra.get("agent_token") or None,
-            )
+        return runs.DeadlineRun(self._request(promise, settings, profile_store, profile_key, allocator))
+
+    def prepare_in_cluster(
+        self,
+        application: str,
+        *,
+        promise: Promise,
+        settings: DeadlineSettings,
+        profile_store: str | None = None,
+        profile_key: str | None = None,
+        allocator: str = "auto",
+    ) -> cluster_run.ClusterRun:
+        """As `prepare`, for a driver that will run in the cluster."""
+        runs.check_application(application)
+        connection = self.get_connection(self._conn_id)
+        return cluster_run.ClusterRun(
+            self._request(promise, settings, profile_store, profile_key, allocator),
+            access_of(connection),
+            application,
+            namespace=self._connection["namespace"],
+            rm_url=connection.extra_dejson.get("yarn_resourcemanager_webapp_address") or None,
+        )
+
+    def submit_to_cluster(
+        self, application: str, run: cluster_run.ClusterRun, *, announce: Callable[[Ticket], None]
+    ) -> Ticket:
+        """Submit and return as soon as the cluster has taken the application.
+
+        Args:
+            application: path of the program.
+            run: from `prepare_in_cluster`.
+            announce: see `cluster_run.ClusterRun.submit`.
+
+        Raises:
+            SparkJobFailedError: spark-submit failed.
+        """
+
+        def start(properties: Mapping[str, str], env: Mapping[str, str]) -> str | None:
+            self._conf, self._install = dict(properties), run.install
+            self._env_vars: dict[str, Any] = {}  # in the properties or the environment by now
+            self._submit(application, env=dict(env))
+            found: str | None = self._driver_id or self._yarn_application_id
+            return found
+
+        def known(ticket: Ticket) -> None:
+            self._submission = (run, ticket)
+            announce(ticket)
+
+        return run.submit(start, announce=known)
+
+    def _request(
+        self,
+        promise: Promise,
+        settings: DeadlineSettings,
+        profile_store: str | None,
+        profile_key: str | None,
+        allocator: str,
+    ) -> runs.Request:
+        access = access_of(self.get_connection(self._conn_id))
+        return runs.Request(
+            name=self._name,
+            master_url=self.master,
+            promise=promise,
+            settings=settings,
+            properties=self._properties(),
+            env={name: str(value) for name, value in (self._env_vars or {}).items()},
+            total_cores=self._total_cores(),
+            web_url=self._web_url(),
+            profile_folder=profile_store,
+            profile_key=profile_key,
+            allocator=allocator,
+            agent=access.agent,
+            agent_token=access.agent_token,
+            agents=access.agents,
         )
 
     def submit_by_deadline(
@@ -133,23 +204,38 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             self._env_vars = dict(env)
             self._install = run.install
             self._started = started
-            try:
-                self.submit(application, stdin=subprocess.PIPE, start_new_session=True)
-            except AirflowException as exc:
-                raise errors.SparkJobFailedError(str(exc)) from exc
-            finally:
-                if self._submit_sp and self._submit_sp.stdin:
-                    self._submit_sp.stdin.close()
+            self._submit(application)
 
         return run.submit(start, publish=publish)
 
+    def _submit(self, application: str, **arguments: Any) -> None:
+        try:
+            self.submit(application, stdin=subprocess.PIPE, start_new_session=True, **arguments)
+        except AirflowException as exc:
+            raise errors.SparkJobFailedError(str(exc)) from exc
+        finally:
+            if self._submit_sp and self._submit_sp.stdin:
+                self._submit_sp.stdin.close()
+
     def on_kill(self) -> None:
-        """End spark-submit with the driver's JVM and Python, and nothing else of this process."""
+        """End spark-submit with the driver's JVM and Python, wherever it runs, and nothing else of this process."""
         self._killed = True
         if self._submit_sp is not None and self._submit_sp.poll() is None:
             # The guard asks all that descends from it to end, and makes them after the grace time.
             self._submit_sp.terminate()
-        self._run_post_submit_commands()
+        if self._submission is not None:
+            run, ticket = self._submission
+            with suppress(errors.MlscaleError), closing(run.application(ticket)) as application:
+                application.kill()
+        super()._run_post_submit_commands()
+
+    def finish(self) -> None:
+        """Run the commands for after the application, once."""
+        super()._run_post_submit_commands()
+
+    def _run_post_submit_commands(self) -> None:
+        if not self.in_cluster:  # there spark-submit ends when the application begins; see `finish`
+            super()._run_post_submit_commands()
 
     def _resolve_connection(self) -> dict[str, Any]:
         try:
@@ -180,6 +266,8 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         given = {str(name): str(value) for name, value in self._conf.items()}
         if self._executor_cores:
             given.setdefault("spark.executor.cores", str(self._executor_cores))
+        if self._num_executors and self.in_cluster:
+            given.setdefault("spark.executor.instances", str(self._num_executors))
         return given
 
     def _total_cores(self) -> int | None:
@@ -188,3 +276,36 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
 
     def _web_url(self) -> str | None:
         return self.get_connection(self._conn_id).extra_dejson.get("master_web_url") or None
+
+
+def access_of(connection: Any) -> cluster_run.Access:
+    """How the cluster and the host agents are reached, by a connection.
+
+    Raises:
+        InvalidInputError: ``agents`` is no JSON object of addresses.
+    """
+    extra = connection.extra_dejson
+    agents = extra.get("agents") or None
+    try:
+        agents = json.loads(agents) if isinstance(agents, str) else agents
+        if agents is not None and not all(isinstance(part, str) for pair in agents.items() for part in pair):
+            raise ValueError("not all names and addresses are strings")
+    except (ValueError, AttributeError) as exc:
+        fix = 'give a JSON object such as {"worker-1": "http://worker-1:8790"}'
+        raise errors.InvalidInputError("agents", extra["agents"], f"{fix} ({exc})") from exc
+    return cluster_run.Access(
+        agent=extra.get("agent") or None,
+        agent_token=extra.get("agent_token") or None,
+        agents=agents,
+        kube_config=extra.get("kube_config") or None,
+        user=connection.login or None,
+    )
+
+
+def _know_kubernetes() -> None:
+    """The base class refuses Kubernetes without the provider cncf.kubernetes, with which it would follow the driver.
+
+    That is done by us, with the official client alone: any other value than None passes its check.
+    """
+    if getattr(spark_submit, "kube_client", None) is None:
+        spark_submit.kube_client = SparkSubmitHook

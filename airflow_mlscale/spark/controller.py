@@ -1,7 +1,7 @@
 """Brings one application to its deadline: observes it, decides by the policy, acts on its CPU group.
 
-Runs in a thread with an event loop of its own, beside whoever waits for the application. Reading the
-driver never delays a step: the last reading holds. Whatever happens, the group is released at the end.
+Runs in any event loop: in a thread beside whoever waits for the application (`beside`), or where nobody
+waits but a trigger (`remote`). Reading the driver never delays a step: the last reading holds.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ from __future__ import annotations
 import asyncio
 import functools
 import logging
-import threading
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from types import TracebackType
 from typing import Any
 
 from airflow_mlscale import errors
@@ -22,7 +20,7 @@ from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.runtime.loop import PeriodicLoop
 from airflow_mlscale.spark import policy as policies
-from airflow_mlscale.spark import ports
+from airflow_mlscale.spark import ports, totals
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Decision, Observation, Plan, Profile, Progress, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -49,7 +47,7 @@ class Job:
 
 @dataclass
 class DeadlineController:
-    """One application's control loop; use as a context manager around the submission."""
+    """One application's control loop: `open`, `begin`, `run` until told, then `end` or `let_go`."""
 
     job: Job
     cpu: CpuPort
@@ -63,62 +61,94 @@ class DeadlineController:
     """Called every `publish_every_s` in a thread of its own, for whoever shows the journal."""
     publish_every_s: float = 2.0
     clock: clocks.Clock = field(default_factory=clocks.SystemClock)
+    submitted_at: float | None = None
+    """When the application was submitted, if that was before `begin`; seconds since the epoch."""
 
     latest: Progress | None = field(default=None, init=False)
-    granted_core_s: float = field(default=0.0, init=False)
-    """Guarantees so far, the driver's too, integrated over time: what the application cost others."""
     used_core_s: float = field(default=0.0, init=False)
+    """By the executors."""
+    driver_used_core_s: float = field(default=0.0, init=False)
+    """By the driver; 0 where it has no group of its own."""
+    totals: totals.Totals = field(init=False)
     _ledger: profiles.Ledger = field(default_factory=profiles.Ledger, init=False)
     _booked: Progress | None = field(default=None, init=False)
-    _base_core_s: float = field(default=0.0, init=False)
+    _base_core_s: dict[str, float] = field(default_factory=dict, init=False)
     _share: CpuShare = field(default=UNMANAGED, init=False)
     _driver_cores: float = field(default=0.0, init=False)
-    _share_at: float = field(default=0.0, init=False)
-    _submitted_at: float = field(default=0.0, init=False)
-    _seen: Observation | None = field(default=None, init=False)
     _last: Decision | None = field(default=None, init=False)
     _admitted: frozenset[int] = field(default=frozenset(), init=False)
-    _thread: threading.Thread | None = field(default=None, init=False)
-    _stop: Callable[[], None] | None = field(default=None, init=False)
+    _policy: policies.Policy[Any] = field(init=False)
+    _state: Any = field(default=None, init=False)
 
-    def __enter__(self) -> DeadlineController:
-        """Open the group with its first share and start the loop.
+    def __post_init__(self) -> None:
+        now = self.clock.now()
+        self.totals = totals.replayed(self.journal.records(), until=now) or totals.begin(now)
+
+    def open(self, *, used_before: Mapping[str, float] | None = None) -> None:
+        """Open the application's groups, or adopt those that exist.
+
+        Args:
+            used_before: core-seconds that a group's meter showed when the application was submitted, by
+                group; default is what it shows now.
+        """
+        for group in self._groups():
+            self.cpu.open(group)
+            before = (used_before or {}).get(group)
+            self._base_core_s[group] = self.cpu.usage(group).used_core_s if before is None else before
+
+    def begin(self) -> None:
+        """Decide and give the first share.
 
         Raises:
             AdmissionRefusedError: the host cannot guarantee the least cores.
         """
-        for group in self._groups():
-            self.cpu.open(group)
-        try:
-            self._base_core_s = self.cpu.usage(self.job.group).used_core_s
-            self._submitted_at = self._share_at = self.clock.now()
-            policy = policies.make(
-                self.job.settings,
-                promise=self.job.promise,
-                profile=self.job.profile,
-                host_cores=self.slots,
-            )
-            first, state = policy(self._observation(), policy.start(), 0.0)
-            self._apply(first)
-            self._start(policy, state)
-        except BaseException:
-            self._close()
-            raise
-        return self
+        self.submitted_at = self.submitted_at or self.clock.now()
+        job = self.job
+        self._policy = policies.make(job.settings, promise=job.promise, profile=job.profile, host_cores=self.slots)
+        if self.latest is not None:  # taken over in the middle: what was used until now is known only in sum
+            self._book()
+        first, self._state = self._policy(self._observation(), self._policy.start(), 0.0)
+        self._apply(first)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._stop and self._thread:
-            self._stop()
-            self._thread.join(timeout=30)
+    async def read(self) -> None:
+        """Ask the driver how far it is; the last answer holds until the next."""
+        self.latest = await self.progress.read() or self.latest
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Control until ``stop`` is set."""
+        settings = self.job.settings
+        control: PeriodicLoop[Observation, Decision, Any] = PeriodicLoop(
+            self, self._policy, self._state, period_s=settings.period_s, clock=self.clock, name=self.job.name
+        )
+        beside = [asyncio.create_task(self._repeat(self.read, settings.read_period_s, "the driver's progress"))]
+        if self.executors:
+            beside.append(asyncio.create_task(self._repeat(self._admit, EXECUTORS_EVERY_S, "admitting executors")))
+        if self.publish:
+            beside.append(asyncio.create_task(self._repeat(self._publish, self.publish_every_s, "publishing")))
+        try:
+            await control.run(stop)
+        finally:
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
+            await self.progress.close()
+
+    def end(self) -> None:
+        """The application has ended: book the rest, give everything back. Never raises."""
         self._integrate()
         self._tidy(self._book)
         self._tidy(lambda: self.cpu.apply(self.job.group, UNMANAGED))  # nothing slows the executors' own shutdown
         self._tidy(self._wait_until_empty)
-        self._close()
+        self.close()
 
-    def _close(self) -> None:
+    def let_go(self) -> None:
+        """The application goes on without this controller: nothing limits it, and its groups and meters stay."""
+        self._integrate()
+        for group in self._groups():
+            self._tidy(functools.partial(self.cpu.apply, group, UNMANAGED))
+
+    def close(self) -> None:
+        """Restore and remove the groups. Never raises."""
         for group in self._groups():
             self._tidy(functools.partial(self.cpu.close, group))
 
@@ -145,14 +175,13 @@ class DeadlineController:
 
     def learned(self, *, ended_at: float) -> Plan | None:
         """The plan of this run, if it succeeded; None when no stage was ever seen."""
-        if self.latest is None or not self.latest.stages:
+        if self.latest is None or not self.latest.stages or self.submitted_at is None:
             return None
-        return profiles.observed(self._ledger, self.latest, submitted_at=self._submitted_at, ended_at=ended_at)
+        return profiles.observed(self._ledger, self.latest, submitted_at=self.submitted_at, ended_at=ended_at)
 
     async def observe(self) -> Observation:
         await asyncio.to_thread(self._book)
-        self._seen = self._observation()
-        return self._seen
+        return self._observation()
 
     async def act(self, plan: Decision) -> None:
         await asyncio.to_thread(self._apply, plan)
@@ -167,16 +196,22 @@ class DeadlineController:
             now=now,
             progress=self.latest,
             used_core_s=self.used_core_s,
-            elapsed_s=now - self._submitted_at,
+            elapsed_s=now - (self.submitted_at or now),
             by_stage=self._ledger.by_stage,
+            driver_used_core_s=self.driver_used_core_s,
         )
 
     def _book(self) -> None:
         """Meter what was used since the last step and book it to the stages that used it."""
-        used = self.cpu.usage(self.job.group).used_core_s - self._base_core_s
+        if self.job.driver_group:
+            self.driver_used_core_s = max(self.driver_used_core_s, self._metered(self.job.driver_group))
+        used = self._metered(self.job.group)
         latest = self.latest
         self._ledger = profiles.book(self._ledger, used - self.used_core_s, self._booked, latest)
         self._booked, self.used_core_s = latest, max(self.used_core_s, used)
+
+    def _metered(self, group: str) -> float:
+        return self.cpu.usage(group).used_core_s - self._base_core_s[group]
 
     def _apply(self, decision: Decision) -> None:
         wanted = CpuShare(guaranteed_cores=decision.guaranteed_cores, ceiling_cores=decision.ceiling_cores)
@@ -191,13 +226,19 @@ class DeadlineController:
             share = CpuShare(guaranteed_cores=decision.driver_cores)
             granted = self.cpu.apply(self.job.driver_group, share, Terms(deadline_at=deadline_at, ttl_s=ttl_s))
             self._driver_cores = granted.guaranteed_cores
+        ceiling = self._share.ceiling_cores
+        held = totals.Held(
+            guaranteed_cores=self._share.guaranteed_cores + self._driver_cores,
+            ceiling_cores=self._slots() if ceiling is None else ceiling,
+        )
+        self.totals = self.totals.holding(held)
         self._record(decision)
 
+    def _slots(self) -> float:
+        return (self.latest.slots if self.latest else 0) or self.slots
+
     def _integrate(self) -> None:
-        now = self.clock.now()
-        guaranteed = self._share.guaranteed_cores + self._driver_cores
-        self.granted_core_s += guaranteed * max(0.0, now - self._share_at)
-        self._share_at = now
+        self.totals = self.totals.until(self.clock.now())
 
     def _record(self, decision: Decision) -> None:
         now = self.clock.now()
@@ -216,6 +257,8 @@ class DeadlineController:
                 "left_s": round(promise.deadline_at - now, 2),
                 "progress": None if decision.progress is None else round(decision.progress, 4),
                 "used_core_s": round(self.used_core_s, 2),
+                "driver_used_core_s": round(self.driver_used_core_s, 2),
+                "slots": self._slots(),
                 "stages": len([s for s in seen.stages if s.completed_at]) if seen else 0,
                 "tasks_running": seen.active_tasks if seen else 0,
                 "reading_age_s": round(now - seen.at, 2) if seen else None,
@@ -235,42 +278,6 @@ class DeadlineController:
         )
         self.journal.append(record)
 
-    def _start(self, policy: policies.Policy[Any], state: Any) -> None:
-        ready = threading.Event()
-        self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._run(policy, state, ready)),
-            name=f"deadline of {self.job.name}",
-            daemon=True,
-        )
-        self._thread.start()
-        ready.wait()
-
-    async def _run(self, policy: policies.Policy[Any], state: Any, ready: threading.Event) -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-
-        def end() -> None:
-            loop.call_soon_threadsafe(stop.set)
-
-        self._stop = end
-        ready.set()
-        control: PeriodicLoop[Observation, Decision, Any] = PeriodicLoop(
-            self, policy, state, period_s=self.job.settings.period_s, clock=self.clock, name=self.job.name
-        )
-        settings = self.job.settings
-        beside = [asyncio.create_task(self._repeat(self._read, settings.read_period_s, "the driver's progress"))]
-        if self.executors:
-            beside.append(asyncio.create_task(self._repeat(self._admit, EXECUTORS_EVERY_S, "admitting executors")))
-        if self.publish:
-            beside.append(asyncio.create_task(self._repeat(self._publish, self.publish_every_s, "publishing")))
-        try:
-            await control.run(stop)
-        finally:
-            for task in beside:
-                task.cancel()
-            await asyncio.gather(*beside, return_exceptions=True)
-            await self.progress.close()
-
     async def _repeat(self, step: Callable[[], Awaitable[None]], every_s: float, what: str) -> None:
         """Do something beside the loop again and again; a failure is told once, and tried again."""
         failing = False
@@ -284,9 +291,6 @@ class DeadlineController:
                 log.log(logging.DEBUG if failing else level, "%s: %s: %s", self.job.name, what, exc)
                 failing = True
             await self.clock.sleep(every_s)
-
-    async def _read(self) -> None:
-        self.latest = await self.progress.read() or self.latest
 
     async def _admit(self) -> None:
         if self.latest is None or self.executors is None:

@@ -5,12 +5,43 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 
 from airflow_mlscale import errors
-from airflow_mlscale.spark.adapters import cluster, master, rest
+from airflow_mlscale.spark.adapters import cluster, kubernetes, master, rest, yarn
 from airflow_mlscale.spark.adapters.install import Install
 
 LOOPBACK = "127.0.0.1"
+
+
+class Manager(StrEnum):
+    """Who gives an application its executors."""
+
+    LOCAL = "local"
+    STANDALONE = "standalone"
+    KUBERNETES = "kubernetes"
+    YARN = "yarn"
+
+
+def manager(url: str) -> Manager:
+    """Who stands behind a master's address.
+
+    Raises:
+        InvalidInputError: a cluster manager that deadline control does not support.
+    """
+    if url.startswith("local"):
+        return Manager.LOCAL
+    if url.startswith("spark://"):
+        return Manager.STANDALONE
+    if url.startswith("k8s://"):
+        return Manager.KUBERNETES
+    if url == "yarn":
+        return Manager.YARN
+    raise errors.InvalidInputError(
+        "master",
+        url,
+        "use spark://HOST:PORT, k8s://https://HOST:PORT, yarn, or local[N]; for others SparkSubmitOperator",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +83,13 @@ def target(url: str, *, web_url: str | None, host_cores: float) -> Target:
         InvalidInputError: a cluster manager that deadline control does not support.
         UnreachableError: the master does not answer, or an explicitly given web page does not.
     """
-    if url.startswith("local"):
+    kind = manager(url)
+    if kind is Manager.LOCAL:
         slots = local_slots(url) or int(host_cores)
         return Target(url=url, cores=slots, worker_cores=slots, here=True)
-    if not url.startswith("spark://"):
+    if kind is not Manager.STANDALONE:
         raise errors.InvalidInputError(
-            "master", url, "deadlines are kept on standalone clusters (spark://) and local[*]; use SparkSubmitOperator"
+            "deploy_mode", "client", f"on {url} deadlines are kept in cluster mode; use deploy_mode='cluster'"
         )
     master.ping(url)
     host = master.addresses(url)[0][0]
@@ -72,28 +104,69 @@ def target(url: str, *, web_url: str | None, host_cores: float) -> Target:
     return Target(url=url, cores=found.cores, worker_cores=largest, here=here or found.is_local)
 
 
+def elastic_target(url: str, given: Mapping[str, str]) -> Target:
+    """Where an application on Kubernetes or YARN will run: as many executors as it asks for."""
+    cores = int(given.get("spark.executor.cores") or 1)
+    count = int(given.get("spark.executor.instances") or 2)
+    if given.get("spark.dynamicAllocation.enabled", "").lower() == "true":
+        count = int(given.get("spark.dynamicAllocation.maxExecutors") or count)
+    return Target(url=url, cores=cores * count, worker_cores=cores, here=False)
+
+
+def driver_cores(given: Mapping[str, str]) -> int:
+    """Cores of the cluster that a driver in it takes."""
+    return int(given.get("spark.driver.cores") or 1)
+
+
+def kubernetes_properties(given: Mapping[str, str], *, run: str, cores: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The user's Spark properties with what it takes to find and to resize the pods of this run."""
+    ours = {
+        **given,
+        **_observed(run),
+        "spark.ui.port": str(kubernetes.UI_PORT),
+        "spark.kubernetes.submission.waitAppCompletion": "false",
+        f"spark.kubernetes.driver.label.{kubernetes.RUN_LABEL}": run,
+        f"spark.kubernetes.executor.label.{kubernetes.RUN_LABEL}": run,
+        **{f"spark.kubernetes.driverEnv.{name}": value for name, value in env.items()},
+        **_sized(given, cores),
+    }
+    # A limit can be resized only where there is one.
+    ours.setdefault("spark.kubernetes.executor.limit.cores", str(cores))
+    return ours
+
+
+def yarn_properties(given: Mapping[str, str], *, run: str, cores: int, env: Mapping[str, str]) -> dict[str, str]:
+    """The user's Spark properties with what it takes to find the application of this run."""
+    tags = ",".join(tag for tag in (given.get("spark.yarn.tags"), f"{yarn.TAG}{run}") if tag)
+    waiting = {"spark.yarn.submit.waitAppCompletion": "false", "spark.yarn.tags": tags}
+    driver_env = {f"spark.yarn.appMasterEnv.{name}": value for name, value in env.items()}
+    return {**given, **_observed(run), **waiting, **driver_env, **_sized(given, cores)}
+
+
 def properties(
     where: Target, *, run: str, ui_port: int, entry_env: Mapping[str, str], given: Mapping[str, str]
 ) -> dict[str, str]:
     """The user's Spark properties with ours added; the user's win where both are possible."""
-    ours = {
-        **given,
-        rest.RUN_PROPERTY: run,
-        "spark.ui.enabled": "true",  # progress is read from it
-        "spark.ui.port": given.get("spark.ui.port", str(ui_port)),
-    }
+    ours = {**given, **_observed(run), "spark.ui.port": given.get("spark.ui.port", str(ui_port))}
     if where.loopback:
         ours.setdefault("spark.driver.host", LOOPBACK)
         ours.setdefault("spark.driver.bindAddress", LOOPBACK)
     if where.local_mode:
         return ours
     ours |= {f"spark.executorEnv.{name}": value for name, value in entry_env.items()}
-    slots = int(given.get("spark.executor.cores") or where.worker_cores)
+    return ours | _sized(given, int(given.get("spark.executor.cores") or where.worker_cores))
+
+
+def _observed(run: str) -> dict[str, str]:
+    return {rest.RUN_PROPERTY: run, "spark.ui.enabled": "true"}  # progress is read from its web page
+
+
+def _sized(given: Mapping[str, str], cores: int) -> dict[str, str]:
+    """The JVM would size its collector and pools by the share of the moment, and never again."""
     options = given.get("spark.executor.extraJavaOptions", "")
-    if slots and "ActiveProcessorCount" not in options:
-        # The JVM would size its collector and pools by the share of the moment, and never again.
-        ours["spark.executor.extraJavaOptions"] = f"{options} -XX:ActiveProcessorCount={slots}".strip()
-    return ours
+    if not cores or "ActiveProcessorCount" in options:
+        return {}
+    return {"spark.executor.extraJavaOptions": f"{options} -XX:ActiveProcessorCount={cores}".strip()}
 
 
 def environment(
@@ -104,6 +177,23 @@ def environment(
     if where.loopback:
         env.setdefault("SPARK_LOCAL_IP", LOOPBACK)  # or the driver's web page would listen on every address
     return {**env, **entry_env}
+
+
+_CARRIED = re.compile(
+    r"(PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|JAVA_HOME|KRB5\w*|HADOOP_\w+|YARN_CONF_DIR|_?SPARK_\w+|PYSPARK_\w+)"
+)
+
+
+def carried(env: Mapping[str, str], *, given: Mapping[str, str], entry_env: Mapping[str, str]) -> dict[str, str]:
+    """The part of an environment that may go to the cluster with a submission to a standalone master.
+
+    Spark sends *all* of spark-submit's environment there; that of an Airflow worker holds secrets.
+    """
+    return {
+        **{name: value for name, value in env.items() if _CARRIED.fullmatch(name)},
+        **given,
+        **entry_env,
+    }
 
 
 def ui_address(where: Target, properties_: Mapping[str, str], env: Mapping[str, str]) -> str:

@@ -19,19 +19,18 @@ from airflow_mlscale import errors
 from airflow_mlscale.cpu import detect
 from airflow_mlscale.cpu.ports import CpuPort
 from airflow_mlscale.runtime import processes
-from airflow_mlscale.runtime.journal import Journal, Record
-from airflow_mlscale.spark import launch, narration, outlook
+from airflow_mlscale.runtime.journal import Journal
+from airflow_mlscale.spark import launch, narration, outlook, summary
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.adapters import entry, executors, install, profile_store, rest
+from airflow_mlscale.spark.beside import Beside
 from airflow_mlscale.spark.controller import DeadlineController, Job
-from airflow_mlscale.spark.model import Observation, Promise
+from airflow_mlscale.spark.model import Observation, Plan, Profile, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
 
 log = logging.getLogger(__name__)
 
 Finder = executors.LocalExecutors | executors.OneProcess
-
-SERIES_POINTS = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +56,8 @@ class Request:
     """Which CPU-share adapter; see `cpu.detect.NAMES`."""
     agent: str | None = None
     agent_token: str | None = field(default=None, repr=False)
+    agents: Mapping[str, str] | None = None
+    """Address of each worker host's agent, where executors run on several hosts."""
 
 
 class DeadlineRun:
@@ -72,7 +73,9 @@ class DeadlineRun:
         """
         self.request = request
         self.install = install.find()
-        self.cpu: CpuPort = detect.detect(request.allocator, address=request.agent, token=request.agent_token)
+        self.cpu: CpuPort = detect.detect(
+            request.allocator, address=request.agent, token=request.agent_token, agents=request.agents
+        )
         self.target = launch.target(request.master_url, web_url=request.web_url, host_cores=self.cpu.host_cores)
         self.store = profile_store.ProfileFiles(request.profile_folder)
         self.key = request.profile_key or request.name
@@ -82,7 +85,7 @@ class DeadlineRun:
         self.controller: DeadlineController | None = None
         self._ended_at: float | None = None
         self._succeeded = False
-        self._judge()
+        judge(self.profile, self.key, promise=request.promise, settings=request.settings, slots=self.slots)
 
     @property
     def slots(self) -> float:
@@ -103,7 +106,7 @@ class DeadlineRun:
                 application has succeeded; whatever it raises passes through.
             publish: called every two seconds in a thread of its own.
         """
-        group = self._group()
+        group = group_name(self.request.name, self.run_id)
         # Groups enter the submission by their entry files. In local mode the driver is the executor.
         driver_group = None if self.target.local_mode else f"{group}-driver"
         narrator = narration.Narrator(self.request.promise, self.profile, self.look)
@@ -122,7 +125,7 @@ class DeadlineRun:
                 finder.pid = pid
 
         try:
-            with self.controller:
+            with Beside(self.controller):
                 start(properties, env, started)
                 self._ended_at = time.time()
                 self._succeeded = True
@@ -147,53 +150,16 @@ class DeadlineRun:
 
     def summary(self) -> dict[str, Any]:
         """What is known of the run so far, as plain values."""
-        promise, control = self.request.promise, self.controller
-        finish_s = None if self._ended_at is None else self._ended_at - promise.started_at
-        last = self.journal.last()
-        return {
-            "engine": "spark",
-            "application": self.request.name,
-            "application_id": control.latest.application_id if control and control.latest else None,
-            "mode": str(self.request.settings.mode),
-            "profile": "warm" if self.profile else "cold",
-            "allocator": self.cpu.name,
-            "enforced": self.cpu.enforces,
-            "started_at": promise.started_at,
-            "deadline_s": round(promise.duration_s, 1),
-            "finish_s": None if finish_s is None else round(finish_s, 1),
-            "met": None if finish_s is None else finish_s <= promise.duration_s,
-            "policy": self.request.settings.policy,
-            "outlook": last.decided.get("outlook") if last else None,
-            "predicted_finish_s": last.decided.get("finish_s") if last else None,
-            "granted_core_s": round(control.granted_core_s, 1) if control else 0.0,
-            "used_core_s": round(control.used_core_s, 1) if control else 0.0,
-            "series": series(self.journal.records()),
-        }
-
-    def _judge(self) -> None:
-        """Compare the earliest possible finish with the time left."""
-        promise, settings = self.request.promise, self.request.settings
-        left_s = promise.deadline_at - time.time()
-        high = self.full_cores
-        found = outlook.before_start(self.profile, cores=high, confidence=settings.confidence)
-        if found is None:
-            log.info("no profile of %s yet: the full share of %g cores, and this run is learned from", self.key, high)
-            found = outlook.Prediction(0.0, 0.0, 0.0)
-        else:
-            message = "profile of %s: about %.0f s (%.0f to %.0f s) at %g cores, %.0f s are left"
-            log.info(message, self.key, found.left_s, found.low_s, found.high_s, high, left_s)
-        if left_s >= found.left_s and left_s > 0:
-            return
-        infeasible = errors.DeadlineInfeasibleError(
-            needed_s=found.left_s,
-            left_s=left_s,
-            detail=f"{found.low_s:.0f} to {found.high_s:.0f} s at {high:g} cores"
-            if self.profile
-            else f"{high:g} cores, no profile",
+        return summary.tell(
+            application=self.request.name,
+            promise=self.request.promise,
+            settings=self.request.settings,
+            warm=self.profile is not None,
+            cpu=self.cpu,
+            journal=self.journal,
+            control=self.controller,
+            ended_at=self._ended_at,
         )
-        if settings.on_infeasible == "fail":
-            raise infeasible
-        log.warning("%s; going on as fast as possible", infeasible)
 
     def _submission(self, group: str, driver_group: str) -> tuple[Mapping[str, str], Mapping[str, str], Finder | None]:
         """Properties and environment of spark-submit, and who looks for executors that cannot enter the group."""
@@ -239,10 +205,6 @@ class DeadlineRun:
             publish=publish,
         )
 
-    def _group(self) -> str:
-        readable = re.sub(r"[^a-z0-9._-]+", "-", self.request.name.lower()).strip("-._")[:80]
-        return f"spark-{readable or 'application'}-{self.run_id[:8]}"
-
     def _finder(self) -> Finder:
         if self.target.local_mode:
             return executors.OneProcess()
@@ -256,39 +218,55 @@ class DeadlineRun:
 
     def _learn(self) -> None:
         plan = self.controller.learned(ended_at=self._ended_at) if self.controller and self._ended_at else None
-        if plan is None:
-            log.warning("no stage of %s was ever seen: nothing was learned", self.key)
-            return
-        learned = profiles.learn(self.profile, self.key, plan, rate=self.request.settings.learning_rate)
-        try:
-            self.store.save(learned)
-        except errors.TransientError as exc:  # the work is done: its profile must not fail it
-            log.warning("%s", exc)
-            return
-        log.info("learned from this run: %.1f core-s in %d stages", plan.core_s, len(plan.stages))
+        learn(self.store, self.profile, self.key, plan, rate=self.request.settings.learning_rate)
 
 
-def series(records: list[Record], points: int = SERIES_POINTS) -> list[dict[str, Any]]:
-    """Points for a chart: time, guarantee, ceiling and use in cores, progress; evenly thinned."""
-    if not records:
-        return []
-    found = []
-    before = records[0]
-    step = max(1, -(-len(records) // points))
-    for record in [*records[step - 1 : -1 : step], records[-1]]:
-        seconds = record.at - before.at
-        used = float(record.seen["used_core_s"] or 0) - float(before.seen["used_core_s"] or 0)
-        found.append(
-            {
-                "t_s": record.seen["t_s"],
-                "guaranteed_cores": record.decided["guaranteed_cores"],
-                "ceiling_cores": record.decided["ceiling_cores"],
-                "used_cores": round(used / seconds, 3) if seconds > 0 else None,
-                "progress": record.seen["progress"],
-            }
-        )
-        before = record
-    return found
+def judge(
+    profile: Profile | None, key: str, *, promise: Promise, settings: DeadlineSettings, slots: float
+) -> outlook.Prediction | None:
+    """Compare the earliest possible finish with the time left; returns the prediction, None without a profile.
+
+    Raises:
+        DeadlineInfeasibleError: the profile says so, and ``settings.on_infeasible`` is ``fail``.
+    """
+    left_s = promise.deadline_at - time.time()
+    high = settings.high(slots)
+    known = outlook.before_start(profile, cores=high, confidence=settings.confidence)
+    if known is None:
+        log.info("no profile of %s yet: the full share of %g cores, and this run is learned from", key, high)
+    else:
+        message = "profile of %s: about %.0f s (%.0f to %.0f s) at %g cores, %.0f s are left"
+        log.info(message, key, known.left_s, known.low_s, known.high_s, high, left_s)
+    found = known or outlook.Prediction(0.0, 0.0, 0.0)
+    if left_s >= found.left_s and left_s > 0:
+        return known
+    detail = f"{found.low_s:.0f} to {found.high_s:.0f} s at {high:g} cores" if known else f"{high:g} cores, no profile"
+    infeasible = errors.DeadlineInfeasibleError(needed_s=found.left_s, left_s=left_s, detail=detail)
+    if settings.on_infeasible == "fail":
+        raise infeasible
+    log.warning("%s; going on as fast as possible", infeasible)
+    return known
+
+
+def learn(
+    store: profile_store.ProfileFiles, profile: Profile | None, key: str, plan: Plan | None, *, rate: float
+) -> None:
+    """Merge the plan of a run that succeeded into its profile; what goes wrong is told, never raised."""
+    if plan is None:
+        log.warning("no stage of %s was ever seen: nothing was learned", key)
+        return
+    try:
+        store.save(profiles.learn(profile, key, plan, rate=rate))
+    except errors.TransientError as exc:  # the work is done: its profile must not fail it
+        log.warning("%s", exc)
+        return
+    log.info("learned from this run: %.1f core-s in %d stages", plan.core_s, len(plan.stages))
+
+
+def group_name(application: str, run: str) -> str:
+    """Name of the CPU group of an application's executors."""
+    readable = re.sub(r"[^a-z0-9._-]+", "-", application.lower()).strip("-._")[:80]
+    return f"spark-{readable or 'application'}-{run[:8]}"
 
 
 def check_application(application: str) -> None:

@@ -21,7 +21,16 @@ class Store(dict[str, object]):
 
 def context(store: Store | None = None, **task_instance: object) -> dict[str, object]:
     """The part of a task's context that the operator uses."""
-    fields = {"start_date": datetime.now(UTC), "max_tries": 0, **task_instance}
+    pushed: dict[str, object] = {}
+    fields = {
+        "dag_id": "dag",
+        "task_id": "task",
+        "start_date": datetime.now(UTC),
+        "max_tries": 0,
+        "pushed": pushed,
+        "xcom_push": lambda key, value: pushed.update({key: value}),
+        **task_instance,
+    }
     return {"ti": SimpleNamespace(**fields), "task_state_store": Store() if store is None else store}
 
 

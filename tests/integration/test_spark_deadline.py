@@ -65,7 +65,7 @@ def test_a_first_run_is_learned_from_and_a_second_keeps_to_its_share(tmp_path: P
     (profile,) = tmp_path.glob("*.json")
     (plan,) = json.loads(profile.read_text())["plans"]
     learned = plan["startup_core_s"] + sum(stage["core_s"] for stage in plan["stages"])
-    assert learned == pytest.approx(cold["used_core_s"], rel=0.02)  # every metered core-second is booked
+    assert learned == pytest.approx(cold["executor_core_s"], rel=0.02)  # every metered core-second is booked
 
     assert store["mlscale_summary"]["finish_s"] == cold["finish_s"]
     assert len(store["mlscale_journal"]) >= 3

@@ -147,9 +147,16 @@ def test_a_local_driver_listens_on_loopback_and_enters_the_group_itself() -> Non
     assert (env["SPARK_LOCAL_IP"], env["JAVA_HOME"]) == ("127.0.0.1", "/e")
 
 
-@pytest.mark.parametrize("url", ["yarn", "k8s://https://host", "mesos://host:5050"])
-def test_other_cluster_managers_are_refused(url: str) -> None:
-    with pytest.raises(errors.InvalidInputError, match="use SparkSubmitOperator"):
+@pytest.mark.parametrize(
+    ("url", "fix"),
+    [
+        ("yarn", "use deploy_mode='cluster'"),
+        ("k8s://https://host", "use deploy_mode='cluster'"),
+        ("mesos://host:5050", "for others SparkSubmitOperator"),
+    ],
+)
+def test_other_cluster_managers_are_refused(url: str, fix: str) -> None:
+    with pytest.raises(errors.InvalidInputError, match=fix):
         launch.target(url, web_url=None, host_cores=2.0)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -26,11 +28,25 @@ class Worker:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Driver:
+    """One driver that a worker runs, or ran."""
+
+    driver_id: str
+    state: str
+    """In the master's words."""
+    host: str | None
+    """Of its worker; None before it has one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Master:
     """What the master's web page says."""
 
     status: str
     workers: tuple[Worker, ...]
+    """Those alive."""
+    drivers: tuple[Driver, ...] = ()
+    """Of cluster mode; of those that ended the last 200."""
 
     @property
     def cores(self) -> int:
@@ -103,11 +119,19 @@ def state(web_url: str, *, timeout_s: float = 5.0) -> Master:
             for worker in page["workers"]
             if worker["state"] == "ALIVE"
         )
-        return Master(status=str(page["status"]), workers=workers)
+        return Master(status=str(page["status"]), workers=workers, drivers=_drivers(page))
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
         raise errors.UnreachableError(
             "the Spark master's web page", web_url, "set its address in the connection's extra field master_web_url"
         ) from exc
+
+
+def _drivers(page: Mapping[str, Any]) -> tuple[Driver, ...]:
+    hosts = {worker["id"]: str(worker["host"]) for worker in page["workers"]}
+    rows = [*page["activedrivers"], *page["completeddrivers"]]
+    return tuple(
+        Driver(driver_id=str(row["id"]), state=str(row["state"]), host=hosts.get(row["worker"])) for row in rows
+    )
 
 
 def is_local(host: str) -> bool:

@@ -1,0 +1,277 @@
+"""One submission whose driver runs in the cluster: what is checked before, and the ticket with which control goes on.
+
+Belongs here: everything until the cluster has taken the application. Controlling it is `follow`'s.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import socket
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from airflow_mlscale import errors
+from airflow_mlscale.cpu import detect, ports
+from airflow_mlscale.cpu.adapters import observe_only
+from airflow_mlscale.runtime import processes
+from airflow_mlscale.spark import launch
+from airflow_mlscale.spark import run as runs
+from airflow_mlscale.spark.adapters import cluster, entry, install, kubernetes, master, profile_store, standalone, yarn
+from airflow_mlscale.spark.launch import Manager
+from airflow_mlscale.spark.ports import RemoteApplication
+from airflow_mlscale.spark.ticket import Ticket
+
+log = logging.getLogger(__name__)
+
+PYTHON = (".py", ".zip", ".egg")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Access:
+    """How the cluster and the host agents are reached. Holds secrets: it is made from the connection each time."""
+
+    agent: str | None = None
+    agent_token: str | None = field(default=None, repr=False)
+    agents: Mapping[str, str] | None = None
+    """Address of each worker host's agent."""
+    kube_config: str | None = None
+    """Path of a kubeconfig file."""
+    user: str | None = None
+    """As whom to ask YARN."""
+
+
+Start = Callable[[Mapping[str, str], Mapping[str, str]], str | None]
+"""Submits with Spark properties and an environment; returns the cluster's id, if spark-submit told it."""
+
+
+class ClusterRun:
+    """Everything before one submission. Creating it checks everything and starts nothing."""
+
+    def __init__(
+        self, request: runs.Request, access: Access, application: str, *, namespace: str | None, rm_url: str | None
+    ) -> None:
+        """Find the parts, ask the cluster, load the profile, and judge whether the deadline is feasible.
+
+        Args:
+            request: what the user asked for; its ``web_url`` is the standalone master's.
+            access: to the cluster.
+            application: path of the program.
+            namespace: on Kubernetes.
+            rm_url: the ResourceManager's web address, on YARN.
+
+        Raises:
+            InvalidInputError: an unsupported cluster or kind of application, or no full pyspark or Java.
+            UnreachableError: the cluster or a named host agent does not answer.
+            DeadlineInfeasibleError: the profile says so, and `on_infeasible` is ``fail``.
+        """
+        self.request = request
+        self.access = access
+        self.manager = launch.manager(request.master_url)
+        self._check(application, rm_url)
+        self.install = install.find()
+        self.run_id = uuid.uuid4().hex[:12]
+        self.namespace = namespace or "default"
+        self.rm_url = rm_url
+        self.target = self._target()
+        self.store = profile_store.ProfileFiles(request.profile_folder)
+        self.key = request.profile_key or request.name
+        self.profile = self.store.load(self.key)
+        runs.judge(self.profile, self.key, promise=request.promise, settings=request.settings, slots=self.slots)
+        self.cpu = actuator(self._ticket({}), access) if self.manager is Manager.STANDALONE else None
+        self.application().find()  # whether the cluster answers
+
+    @property
+    def slots(self) -> float:
+        """Tasks that can run at once, as far as that is known before the application runs."""
+        cores = self.target.cores
+        if self.manager is Manager.STANDALONE and cores:  # the driver has its place among them
+            cores = max(1, cores - launch.driver_cores(self.request.properties))
+        known = [number for number in (cores, self.request.total_cores) if number]
+        return float(min(known, default=1))
+
+    @property
+    def full_cores(self) -> float:
+        """Most cores worth asking for."""
+        return self.request.settings.high(self.slots)
+
+    def application(self, ticket: Ticket | None = None) -> RemoteApplication:
+        """The submission in the cluster."""
+        return remote(ticket or self._ticket({}), self.access)
+
+    def submit(self, start: Start, *, announce: Callable[[Ticket], None] = lambda _: None) -> Ticket:
+        """Submit by ``start`` and return what is needed to control the application.
+
+        Args:
+            start: submits, and returns once the cluster has taken the application.
+            announce: called with the ticket just before the submission, and again with the cluster's id: kept,
+                it lets another try find the application.
+
+        Raises:
+            SparkJobFailedError: spark-submit failed; nothing of it is left.
+        """
+        ui_port = processes.free_port()
+        opened: dict[str, float] = {}
+        try:
+            properties, env = self._submission(ui_port, opened)
+            ticket = self._ticket(opened, ui_port=ui_port)
+            announce(ticket)
+            ticket = self._submitted(ticket, start, properties, env)
+        except BaseException:
+            for group in opened:
+                if self.cpu:
+                    self.cpu.close(group)
+            raise
+        announce(ticket)
+        return ticket
+
+    def _submitted(self, ticket: Ticket, start: Start, properties: Mapping[str, str], env: Mapping[str, str]) -> Ticket:
+        try:
+            return ticket.known_as(start(properties, env) or self._found(ticket))
+        except BaseException:  # the cluster may have taken it all the same
+            with contextlib.suppress(errors.MlscaleError), contextlib.closing(self.application(ticket)) as application:
+                application.kill()
+            raise
+
+    def _found(self, ticket: Ticket) -> str:
+        with contextlib.closing(self.application(ticket)) as application:
+            found = application.find()
+        if found is None:
+            raise errors.SparkJobFailedError(
+                f"spark-submit ended well, but {self.request.master_url} does not know the application"
+            )
+        return found
+
+    def _check(self, application: str, rm_url: str | None) -> None:
+        if self.manager is Manager.LOCAL:
+            raise errors.InvalidInputError("deploy_mode", "cluster", "a local master has no cluster; use client")
+        if self.manager is Manager.STANDALONE and application.endswith(PYTHON):
+            raise errors.InvalidInputError(
+                "deploy_mode",
+                "cluster",
+                f"Spark runs no Python drivers on a standalone cluster ({application}); use deploy_mode='client', "
+                "or submit a JVM application (.jar)",
+            )
+        if self.manager is Manager.YARN and not rm_url:
+            raise errors.InvalidInputError(
+                "yarn_resourcemanager_webapp_address",
+                rm_url,
+                "set it in the connection's extra field, such as http://rm:8088: progress is read through it",
+            )
+
+    def _target(self) -> launch.Target:
+        if self.manager is not Manager.STANDALONE:
+            return launch.elastic_target(self.request.master_url, self.request.properties)
+        return launch.target(self.request.master_url, web_url=self._web_url(), host_cores=0)
+
+    def _web_url(self) -> str | None:
+        if self.manager is not Manager.STANDALONE:
+            return self.rm_url
+        url = self.request.master_url
+        return self.request.web_url or cluster.web_url(url) or f"http://{master.addresses(url)[0][0]}:8080"
+
+    def _submission(self, ui_port: int, opened: dict[str, float]) -> tuple[Mapping[str, str], Mapping[str, str]]:
+        """Properties and environment of spark-submit; opens the groups that executors and driver enter."""
+        request, where = self.request, self.target
+        if self.manager is Manager.KUBERNETES:
+            given = launch.kubernetes_properties(
+                request.properties, run=self.run_id, cores=where.worker_cores, env=request.env
+            )
+            return given, self.install.env()
+        if self.manager is Manager.YARN:
+            given = launch.yarn_properties(
+                request.properties, run=self.run_id, cores=where.worker_cores, env=request.env
+            )
+            return given, {**self.install.env(), **request.env}
+        group, driver_group = self._groups()
+        entries = self._entries(group, opened) if where.here else {}
+        driver_entries = self._entries(driver_group, opened) if driver_group else {}
+        given = launch.properties(where, run=self.run_id, ui_port=ui_port, entry_env=entries, given=request.properties)
+        env = launch.environment(where, self.install, entry_env={}, given={})
+        return given, launch.carried(env, given=request.env, entry_env=driver_entries)
+
+    def _groups(self) -> tuple[str, str | None]:
+        group = runs.group_name(self.request.name, self.run_id)
+        return group, f"{group}-driver" if self.manager is Manager.STANDALONE and self.target.here else None
+
+    def _entries(self, group: str, opened: dict[str, float]) -> Mapping[str, str]:
+        if self.cpu is None:
+            return {}
+        self.cpu.open(group)
+        opened[group] = self.cpu.usage(group).used_core_s
+        return entry.env(self.cpu.entry_files(group), Path(self.request.env.get("JAVA_HOME") or self.install.java_home))
+
+    def _ticket(self, opened: Mapping[str, float], *, ui_port: int = 0) -> Ticket:
+        request = self.request
+        group, driver_group = self._groups()
+        return Ticket(
+            run=self.run_id,
+            manager=self.manager,
+            master_url=request.master_url,
+            name=request.name,
+            web_url=self._web_url(),
+            namespace=self.namespace if self.manager is Manager.KUBERNETES else None,
+            ui_port=int(request.properties.get("spark.ui.port") or ui_port),
+            promise=request.promise,
+            settings=request.settings,
+            profile_folder=request.profile_folder,
+            profile_key=self.key,
+            warm=self.profile is not None,
+            slots=self.slots,
+            group=group,
+            driver_group=driver_group,
+            # Groups of a run are its own: their meters begin at nothing.
+            used_before={group: 0.0, **opened},
+            allocator=request.allocator,
+            host=socket.gethostname(),
+            here=self.target.here,
+            submitted_at=time.time(),
+        )
+
+
+def remote(ticket: Ticket, access: Access) -> RemoteApplication:
+    """The application of a ticket, in its cluster."""
+    if ticket.manager is Manager.KUBERNETES:
+        api = kubernetes.core_api(ticket.master_url, config_file=access.kube_config)
+        return kubernetes.KubernetesApplication(api, namespace=ticket.namespace or "default", run=ticket.run)
+    if ticket.manager is Manager.YARN:
+        return yarn.YarnApplication(str(ticket.web_url), run=ticket.run, user=access.user)
+    return standalone.StandaloneApplication(
+        str(ticket.web_url), ticket.application_id, run=ticket.run, ui_port=ticket.ui_port
+    )
+
+
+def actuator(ticket: Ticket, access: Access) -> ports.CpuPort:
+    """The CPU port that reaches the executors of a ticket.
+
+    Raises:
+        UnreachableError: a named agent does not answer.
+        InvalidInputError: the allocator that was asked for is not to be had.
+    """
+    if ticket.manager is Manager.KUBERNETES:
+        return _pods(ticket, access)
+    if ticket.manager is Manager.YARN and not (access.agents or access.agent):
+        log.warning(
+            "no host agents are named for the NodeManagers of %s (agents in the connection's extra field): "
+            "the deadline is only watched",
+            ticket.web_url,
+        )
+        return observe_only.ObserveOnlyPort()
+    if ticket.here and ticket.host != socket.gethostname() and not (access.agents or access.agent):
+        log.warning(
+            "the executors of %s run on %s, where this host's CPU groups do not reach: name its agent in the "
+            "connection, or the deadline is only watched",
+            ticket.name,
+            ticket.host,
+        )
+        return observe_only.ObserveOnlyPort()
+    return detect.detect(
+        ticket.allocator, address=access.agent, token=access.agent_token, agents=access.agents, partly=True
+    )
+
+
+def _pods(ticket: Ticket, access: Access) -> ports.CpuPort:
+    raise NotImplementedError(ticket.run, access.kube_config)
