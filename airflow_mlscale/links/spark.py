@@ -11,7 +11,10 @@ class _PushedLink(BaseOperatorLink):
     """A link that the task pushes while it runs, so that it leads somewhere before the task has ended."""
 
     def get_link(self, operator: Any, *, ti_key: Any) -> str:
-        """The address that was pushed; at the task's end Airflow stores what this returns under the same key."""
+        """The address that was pushed; when the task ends or defers, Airflow stores what this returns."""
+        pages: dict[str, str] | None = getattr(operator, "pages", None)
+        if pages is not None:
+            return pages.get(self.xcom_key, "")
         from airflow.sdk.execution_time.xcom import XCom  # settles which XCom backend is configured
 
         return str(XCom.get_value(ti_key=ti_key, key=self.xcom_key) or "")

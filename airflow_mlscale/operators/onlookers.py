@@ -1,4 +1,4 @@
-"""Who looks on while a task's application runs: callbacks, metrics, links. None of them is in the control's way."""
+"""Who looks on while a task's application runs: callbacks, metrics, links; none of them in the control's way."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from datetime import UTC, datetime
 from pkgutil import resolve_name
 from typing import Any
 
+from airflow.sdk import BaseOperatorLink
+
 from airflow_mlscale import errors
 from airflow_mlscale.hooks import telemetry
-from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
 from airflow_mlscale.runtime.aside import Aside
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.spark import changes
@@ -84,35 +85,29 @@ def told(change: changes.Change) -> dict[str, Any]:
 
 
 @dataclass
-class UiLink:
-    """Pushes the address of the driver's page as soon as it answers."""
+class Pages:
+    """Pushes links of a task while it runs, each once; to be called by one thread at a time."""
 
     ti: Any
-    url: Callable[[], str | None]
-    _pushed: bool = field(default=False, init=False)
+    known: dict[str, str] = field(default_factory=dict)
+    """Addresses by the link's key."""
 
-    def __call__(self, record: Record) -> None:
-        url = None if self._pushed or record.seen.get("reading_age_s") is None else self.url()
-        if url:
-            self._pushed = True
-            self.ti.xcom_push(key=SparkUiLink().xcom_key, value=url)
-
-
-def push_master_link(ti: Any, url: str | None) -> None:
-    """Make the cluster's page a link of the task; None for a master without a page."""
-    if url:
-        ti.xcom_push(key=SparkMasterLink().xcom_key, value=url)
+    def show(self, link: BaseOperatorLink, url: str | None) -> None:
+        """Make the address a link of the task; None for a page that is not there (yet)."""
+        if url and self.known.get(link.xcom_key) != url:
+            self.ti.xcom_push(key=link.xcom_key, value=url)
+            self.known[link.xcom_key] = url
 
 
 @contextmanager
 def looking_on(
-    journal: Journal, context: Mapping[str, Any], given: Sequence[Callback | str], *, ui_url: Callable[[], str | None]
+    journal: Journal, context: Mapping[str, Any], given: Sequence[Callback | str]
 ) -> Iterator[telemetry.SparkMetrics]:
-    """Let metrics, callbacks and the link follow a run's journal; all is told when this ends."""
+    """Let metrics and callbacks follow a run's journal; all is told when this ends."""
     ti = context["ti"]
     metrics = telemetry.SparkMetrics({"dag_id": ti.dag_id, "task_id": ti.task_id})
     with ExitStack() as stack:
-        listeners = [Aside(metrics, "Spark metrics"), Aside(UiLink(ti, ui_url), "the link to Spark's page")]
+        listeners = [Aside(metrics, "Spark metrics")]
         if given:
             listeners.append(Aside(OutlookCallbacks(given, context), "on_outlook_change", CALLBACK_PATIENCE_S))
         for listener in listeners:

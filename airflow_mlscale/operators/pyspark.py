@@ -93,7 +93,10 @@ class DeadlinePySparkOperator(DeadlineSparkSubmitOperator):
             try:
                 summary = super().execute(context)
             except errors.SparkJobFailedError as exc:
-                raise call.failure(exc) from exc
+                failure = call.failure()
+                if failure is None:
+                    raise
+                raise failure from None  # the log has the driver's own traceback
             context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
             return self._checked(call.value())
 

@@ -107,6 +107,8 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         )
         if not self.has_retry_policy:  # neither the arguments nor the DAG's default_args name one
             self.retry_policy = DeadlineRetryPolicy()
+        self.pages: dict[str, str] | None = None
+        """Addresses of Spark's pages by link; None before this process has submitted anything."""
         self._promised: Promise | None = None
         self._summary: dict[str, Any] | None = None
 
@@ -124,15 +126,17 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
                 allocator=self.allocator,
             )
             promises.note_full_share(context, run.full_cores)
-            onlookers.push_master_link(context["ti"], hook.master_page)
-            state = TaskStateJournal(context.get("task_state_store"))
+            state, pages = TaskStateJournal(context.get("task_state_store")), onlookers.Pages(context["ti"])
+            self.pages = pages.known
+            pages.show(SparkMasterLink(), hook.master_page)
+
+            def publish() -> None:
+                pages.show(SparkUiLink(), run.ui_url)
+                state.publish(run.journal.records(), run.summary())
+
             try:
-                with onlookers.looking_on(
-                    run.journal, context, self.on_outlook_change, ui_url=lambda: run.ui_url
-                ) as metrics:
-                    summary = hook.submit_by_deadline(
-                        self.application, run, publish=lambda: state.publish(run.journal.records(), run.summary())
-                    )
+                with onlookers.looking_on(run.journal, context, self.on_outlook_change) as metrics:
+                    summary = hook.submit_by_deadline(self.application, run, publish=publish)
             finally:
                 self._summary = run.summary()
                 if not hook.killed:  # Airflow may be gone by then, and no longer listen

@@ -50,13 +50,13 @@ class FunctionCall:
             )
         return pickle.loads(outcome["thing"])  # noqa: S301  written by our own driver
 
-    def failure(self, otherwise: Exception) -> Exception:
-        """What the function raised, as itself where it can travel; ``otherwise`` when it was not the function."""
+    def failure(self) -> Exception | None:
+        """What the function raised, as itself where it can travel; None when it was not the function that failed."""
         if not self._outcome.exists():
-            return otherwise
+            return None
         outcome = self._read()
         if outcome["kind"] != "error":
-            return otherwise
+            return None
         try:
             raised = pickle.loads(outcome["thing"] or b"")  # noqa: S301
         except Exception:  # its class may be unknown here, or take other arguments
