@@ -167,7 +167,8 @@ class Follower:
             progress=driver.RemoteProgress(self.application, ticket.run),
             slots=ticket.slots,
             journal=self.journal,
-            executors=executors.LocalExecutors() if ticket.here else None,
+            executors=executors.spread(cpu, ticket.group, self.application.driver)
+            or (executors.LocalExecutors() if ticket.here else None),
             publish=self._publish,
             submitted_at=ticket.submitted_at,
         )

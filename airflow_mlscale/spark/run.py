@@ -30,7 +30,7 @@ from airflow_mlscale.spark.settings import DeadlineSettings
 
 log = logging.getLogger(__name__)
 
-Finder = executors.LocalExecutors | executors.OneProcess
+Finder = executors.LocalExecutors | executors.OneProcess | executors.SpreadExecutors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +108,8 @@ class DeadlineRun:
         """
         group = group_name(self.request.name, self.run_id)
         # Groups enter the submission by their entry files. In local mode the driver is the executor.
-        driver_group = None if self.target.local_mode else f"{group}-driver"
+        # Where executors are on several hosts, nothing says that one of their agents is this host's.
+        driver_group = None if self.target.local_mode or executors.is_spread(self.cpu) else f"{group}-driver"
         narrator = narration.Narrator(self.request.promise, self.profile, self.look)
         self.journal.listen(narrator)
         try:
@@ -141,8 +142,9 @@ class DeadlineRun:
 
     @property
     def ui_url(self) -> str | None:
-        """Address of the driver's page, which may not answer yet; None before the submission."""
-        return getattr(self.controller.progress, "url", None) if self.controller else None
+        """Address of the driver's page; None until it answers."""
+        control = self.controller
+        return getattr(control.progress, "url", None) if control and control.latest else None
 
     def look(self) -> Observation | None:
         """What is known of the application now; None before it is submitted."""
@@ -169,7 +171,7 @@ class DeadlineRun:
             where, run=self.run_id, ui_port=processes.free_port(), entry_env=entries, given=request.properties
         )
         env = launch.environment(where, self.install, entry_env=self._entries(driver_group), given=request.env)
-        return properties, env, None if entries else self._finder()
+        return properties, env, None if entries else self._finder(group, launch.ui_address(where, properties, env))
 
     def _entries(self, group: str) -> Mapping[str, str]:
         self.cpu.open(group)
@@ -205,9 +207,11 @@ class DeadlineRun:
             publish=publish,
         )
 
-    def _finder(self) -> Finder:
+    def _finder(self, group: str, driver_url: str) -> Finder:
         if self.target.local_mode:
             return executors.OneProcess()
+        if finder := executors.spread(self.cpu, group, executors.over_http(driver_url)):
+            return finder
         if not self.target.here:
             log.warning(
                 "the executors of %s run on other hosts, where this host's CPU groups do not reach: "

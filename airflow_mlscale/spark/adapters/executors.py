@@ -102,7 +102,12 @@ def spread(cpu: CpuPort, group: str, ask: Ask) -> SpreadExecutors | None:
     """
     if isinstance(cpu, hosts.HostsPort):
         return AgentExecutors(cpu, group, ask)
-    return SpreadExecutors(cpu, group, ask) if hasattr(cpu, "weigh") else None
+    return SpreadExecutors(cpu, group, ask) if is_spread(cpu) else None
+
+
+def is_spread(cpu: CpuPort) -> bool:
+    """Whether the port spreads its groups over hosts or pods; see `SpreadPort`."""
+    return hasattr(cpu, "weigh")
 
 
 class SpreadExecutors:
