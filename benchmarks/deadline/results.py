@@ -1,0 +1,135 @@
+"""The results of a session, kept in one file that is whole after every run, so that a session can be resumed."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from airflow_mlscale import errors
+from airflow_mlscale.spark import profile as profiles
+from airflow_mlscale.spark.model import Profile
+from benchmarks.deadline.trial import Outcome
+
+VERSION = 1
+BASELINE = "none"
+"""System of uncontrolled runs."""
+_NOT_IN_ROWS = ("series", "learned")
+
+
+@dataclass(frozen=True, order=True)
+class Key:
+    """Names one row."""
+
+    system: str
+    app: str
+    seed: int
+    factor: float
+
+
+@dataclass
+class Results:
+    """Rows of a session and what they rest on; `save` writes them."""
+
+    path: Path
+    scale: float = 1.0
+    started: str = field(default_factory=lambda: now())
+    machine: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, Any] = field(default_factory=dict)
+    baselines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """Uncontrolled runs before the race, by application: deadlines and the work follow from them."""
+    profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What those runs taught, by application."""
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    burn_down: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """One warm reserve run of each application, for the picture."""
+
+    @classmethod
+    def load(cls, path: Path) -> Results:
+        """The results of an earlier session.
+
+        Raises:
+            InvalidInputError: there is no such file, or it is not one of results.
+        """
+        try:
+            value = json.loads(path.read_text())
+            if value.pop("version") != VERSION:
+                raise ValueError("another version")
+            return cls(path=path, **value)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
+            raise errors.InvalidInputError(
+                "results", str(path), f"not a file of results ({exc}); leave --resume"
+            ) from exc
+
+    def save(self) -> None:
+        """Write everything in one step."""
+        value = {"version": VERSION, **{name: each for name, each in asdict(self).items() if name != "path"}}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        partial.write_text(json.dumps(value, indent=1) + "\n")
+        partial.replace(self.path)
+
+    def has(self, key: Key) -> bool:
+        """Whether that row was made, by a run that failed too."""
+        return any(key_of(row) == key for row in self.rows)
+
+    def median_s(self, app: str) -> float:
+        """Median time of the uncontrolled runs."""
+        return float(statistics.median(run["finish_s"] for run in self.baselines[app]))
+
+    def work_core_s(self, app: str) -> float:
+        """Median core-seconds that the executors of uncontrolled runs used."""
+        return float(statistics.median(run["used_core_s"] for run in self.baselines[app]))
+
+    def deadline_s(self, app: str, factor: float) -> float:
+        return round(factor * self.median_s(app), 2)
+
+    def add_baseline(self, app: str, outcome: Outcome) -> None:
+        if outcome.learned is None:
+            raise errors.TransientError(f"nothing was learned from {app}: the driver's web page never answered")
+        self.baselines.setdefault(app, []).append({**_plain(outcome), "at": now()})
+        self.profiles[app] = profiles.to_json(outcome.learned)
+
+    def profile(self, app: str) -> Profile | None:
+        """The warm profile; None before the first uncontrolled run."""
+        return profiles.from_json(self.profiles[app]) if app in self.profiles else None
+
+    def add(self, keys: Iterable[Key], outcome: Outcome | None, error: str | None = None) -> None:
+        """Append a run's rows, one for each key that it counts for."""
+        for key in keys:
+            self.rows.append(
+                {
+                    **asdict(key),
+                    "deadline_s": self.deadline_s(key.app, key.factor),
+                    "work_core_s": round(self.work_core_s(key.app), 2),
+                    **self._measured(key, outcome),
+                    "error": error,
+                    "at": now(),
+                }
+            )
+
+    def _measured(self, key: Key, outcome: Outcome | None) -> Mapping[str, Any]:
+        if outcome is None:
+            return {"finish_s": None, "met": False}
+        return {**_plain(outcome), "met": outcome.finish_s <= self.deadline_s(key.app, key.factor)}
+
+
+def key_of(row: Mapping[str, Any]) -> Key:
+    return Key(row["system"], row["app"], int(row["seed"]), float(row["factor"]))
+
+
+def finished(rows: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Rows of runs that did not fail."""
+    return [row for row in rows if row["finish_s"] is not None]
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _plain(outcome: Outcome) -> dict[str, Any]:
+    return {each.name: getattr(outcome, each.name) for each in fields(outcome) if each.name not in _NOT_IN_ROWS}
