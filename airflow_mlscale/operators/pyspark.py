@@ -92,7 +92,7 @@ class DeadlinePySparkOperator(DeadlineSparkSubmitOperator):
             self.application, self.application_args = call.application, call.application_args
             try:
                 summary = super().execute(context)
-            except errors.SparkJobFailedError as exc:
+            except errors.SparkJobFailedError:
                 failure = call.failure()
                 if failure is None:
                     raise

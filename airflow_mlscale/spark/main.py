@@ -1,17 +1,18 @@
-"""``mlscale spark``: a local standalone cluster from the pip package."""
+"""``mlscale spark``: a local standalone cluster from the pip package, and the profiles of applications."""
 
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
+from airflow_mlscale.spark import profile_commands
 from airflow_mlscale.spark.adapters import cluster
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``spark up | down | status``."""
+    """Add ``spark up | down | status | profile``."""
     defaults = cluster.ClusterSettings()
-    spark = commands.add_parser("spark", help="a local Spark cluster")
+    spark = commands.add_parser("spark", help="a local Spark cluster, and what was learned about applications")
     actions = spark.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     up = actions.add_parser("up", help="start a master and workers on loopback, unless they run")
@@ -23,6 +24,7 @@ def add_commands(commands: Any) -> None:
 
     actions.add_parser("down", help="end all of it").set_defaults(run=_down)
     actions.add_parser("status", help="tell what runs; exit code 3 when nothing does").set_defaults(run=_status)
+    profile_commands.add_commands(actions)
 
 
 def _up(options: argparse.Namespace) -> int:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import re
 import time
 import uuid
+from dataclasses import dataclass
 from hashlib import sha256
 
 from airflow_mlscale import errors
@@ -15,6 +17,17 @@ from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Profile
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One file of a store."""
+
+    path: str
+    profile: Profile | None
+    """None when it cannot be read."""
+    problem: str = ""
+    """Why it cannot."""
 
 
 class ProfileFiles:
@@ -45,10 +58,59 @@ class ProfileFiles:
             log.warning("cannot read the profile %s, going without: %s", path, exc)
             return None
         try:
-            return profiles.from_json(json.loads(text))
-        except ValueError as exc:  # includes text that is neither JSON nor UTF-8
+            return _parsed(text, key)
+        except ValueError as exc:
             self._set_aside(path, exc)
             return None
+
+    def entries(self) -> list[Entry]:
+        """Every profile there is, by application; nothing is moved.
+
+        Raises:
+            TransientError: the store cannot be read.
+        """
+        try:
+            found = [self._entry(path) for path in sorted(self._files.glob(f"{self._root}/*.json"))]
+        except OSError as exc:
+            raise errors.TransientError(f"cannot read the profiles in {self.folder}: {exc}") from exc
+        return sorted(found, key=lambda entry: entry.profile.key if entry.profile else entry.path)
+
+    def read(self, key: str) -> Profile:
+        """The profile of an application; unlike `load`, it has to be there and to be readable.
+
+        Raises:
+            InvalidInputError: there is none, or it cannot be read; it stays where it is.
+            TransientError: the store cannot be read.
+        """
+        path = self._path(key)
+        try:
+            return _parsed(self._files.cat_file(path), key)
+        except FileNotFoundError as exc:
+            known = [entry.profile.key for entry in self.entries() if entry.profile]
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
+            fix = f"there is no such profile in {self.folder}; "
+            fix += f"did you mean {' or '.join(near)}?" if near else "mlscale spark profile list shows what there is"
+            raise errors.InvalidInputError("KEY", key, fix) from exc
+        except OSError as exc:
+            raise errors.TransientError(f"cannot read the profile {path}: {exc}") from exc
+        except ValueError as exc:
+            fix = f"{path} cannot be read ({exc}); forget it, or let the next run set it aside and learn anew"
+            raise errors.InvalidInputError("KEY", key, fix) from exc
+
+    def forget(self, key: str) -> bool:
+        """Remove a profile, readable or not; returns whether there was one.
+
+        Raises:
+            TransientError: it cannot be removed.
+        """
+        path = self._path(key)
+        try:
+            self._files.rm_file(path)
+        except FileNotFoundError:
+            return False
+        except OSError as exc:
+            raise errors.TransientError(f"cannot remove the profile {path}: {exc}") from exc
+        return True
 
     def save(self, profile: Profile) -> None:
         path = self._path(profile.key)
@@ -59,6 +121,12 @@ class ProfileFiles:
             self._files.mv(partial, path)
         except OSError as exc:
             raise errors.TransientError(f"cannot write the profile {path}: {exc}") from exc
+
+    def _entry(self, path: str) -> Entry:
+        try:
+            return Entry(path=path, profile=_parsed(self._files.cat_file(path)))
+        except ValueError as exc:
+            return Entry(path=path, profile=None, problem=str(exc))
 
     def _set_aside(self, path: str, why: ValueError) -> None:
         aside = f"{path}.corrupt-{int(time.time())}"
@@ -72,3 +140,15 @@ class ProfileFiles:
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", key).strip("-.")[:80] or "profile"
         # Two keys must never share a file, however similar they look once they are made readable.
         return f"{self._root}/{readable}-{sha256(key.encode()).hexdigest()[:8]}.json"
+
+
+def _parsed(text: bytes, key: str | None = None) -> Profile:
+    """The profile in a file.
+
+    Raises:
+        ValueError: it is none, or another application's than ``key``; also text that is neither JSON nor UTF-8.
+    """
+    found = profiles.from_json(json.loads(text))
+    if key is not None and found.key != key:
+        raise ValueError(f"it is the profile of {found.key!r}, not of {key!r}")
+    return found
