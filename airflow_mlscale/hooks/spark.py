@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -14,12 +15,15 @@ from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_mlscale import errors
-from airflow_mlscale.spark import cluster_run
+from airflow_mlscale.spark import cluster_run, follow
 from airflow_mlscale.spark import run as runs
-from airflow_mlscale.spark.adapters import cluster, install, master
+from airflow_mlscale.spark.adapters import cluster, install, master, profile_store
 from airflow_mlscale.spark.model import Promise
+from airflow_mlscale.spark.ports import RemoteState
 from airflow_mlscale.spark.settings import DeadlineSettings
 from airflow_mlscale.spark.ticket import Ticket
+
+log = logging.getLogger(__name__)
 
 KILL_GRACE_S = 3.0
 """Airflow kills a task five seconds after it asked it to end."""
@@ -50,7 +54,8 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         self._install: install.Install | None = None
         self._started: Callable[[int], None] | None = None
         self._killed = False
-        self._submission: tuple[cluster_run.ClusterRun, Ticket] | None = None
+        self._remote: tuple[Ticket, cluster_run.Access] | None = None
+        """What was submitted to the cluster, or taken up there again."""
         if self._is_kubernetes and self.in_cluster:  # the driver pod is followed, by us: spark-submit need not wait
             self._track_driver_via_k8s_api = True
 
@@ -158,10 +163,41 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             return found
 
         def known(ticket: Ticket) -> None:
-            self._submission = (run, ticket)
+            self._remote = (ticket, run.access)
             announce(ticket)
 
         return run.submit(start, announce=known)
+
+    def take_up(self, ticket: Ticket, *, resume: bool) -> Ticket | None:
+        """What was submitted before and is still of use: it runs, or has succeeded; None when there is no such thing.
+
+        Args:
+            ticket: as an earlier try announced it.
+            resume: False to end it if it still runs: a new life of the task wants a run of its own.
+
+        Raises:
+            UnreachableError: the cluster does not answer; submitting now could make two of one.
+        """
+        access = access_of(self.get_connection(self._conn_id))
+        with closing(cluster_run.remote(ticket, access)) as application:
+            found = ticket.application_id or application.find()
+            if found is None:
+                return None
+            ticket = ticket.known_as(found)
+            status = application.status()
+            if not resume and not status.state.over:
+                application.kill()
+            if not resume or (status.state.over and status.state is not RemoteState.SUCCEEDED):
+                return None
+            self.log.info("an earlier try has submitted %s: %s", found, status.reason)
+        self._remote = (ticket, access)
+        return ticket
+
+    def follow(
+        self, ticket: Ticket, *, end_at: float | None, publish: Callable[[], None] | None = None
+    ) -> follow.Follower:
+        """Who controls a submission from here on; see `follower`."""
+        return follower(ticket, self.get_connection(self._conn_id), end_at=end_at, publish=publish)
 
     def _request(
         self,
@@ -223,9 +259,10 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         if self._submit_sp is not None and self._submit_sp.poll() is None:
             # The guard asks all that descends from it to end, and makes them after the grace time.
             self._submit_sp.terminate()
-        if self._submission is not None:
-            run, ticket = self._submission
-            with suppress(errors.MlscaleError), closing(run.application(ticket)) as application:
+        if self._remote is not None:
+            ticket, access = self._remote
+            ticket = ticket if self._driver_id is None else ticket.known_as(self._driver_id)
+            with suppress(errors.MlscaleError), closing(cluster_run.remote(ticket, access)) as application:
                 application.kill()
         super()._run_post_submit_commands()
 
@@ -299,6 +336,40 @@ def access_of(connection: Any) -> cluster_run.Access:
         agents=agents,
         kube_config=extra.get("kube_config") or None,
         user=connection.login or None,
+    )
+
+
+def follower(
+    ticket: Ticket,
+    connection: Any,
+    *,
+    end_at: float | None = None,
+    publish: Callable[[], None] | None = None,
+) -> follow.Follower:
+    """Who controls a submission from here on; blocks while it reads the profile.
+
+    Args:
+        ticket: the submission.
+        connection: of the cluster.
+        end_at: see `follow.Follower`, as is ``publish``.
+        publish: for whoever shows the journal.
+    """
+    access = access_of(connection)
+    profile = profile_store.ProfileFiles(ticket.profile_folder).load(ticket.profile_key)
+    if ticket.warm and profile is None:
+        log.warning(
+            "the profile %s is not to be had on this host: %s gets its full share; "
+            "keep profiles where workers and triggerers reach them (profile_store)",
+            ticket.profile_key,
+            ticket.name,
+        )
+    return follow.Follower(
+        ticket,
+        cluster_run.remote(ticket, access),
+        lambda: cluster_run.actuator(ticket, access),
+        profile,
+        end_at=end_at,
+        publish=publish,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -104,15 +104,27 @@ def looking_on(
     journal: Journal, context: Mapping[str, Any], given: Sequence[Callback | str]
 ) -> Iterator[telemetry.SparkMetrics]:
     """Let metrics and callbacks follow a run's journal; all is told when this ends."""
-    ti = context["ti"]
-    metrics = telemetry.SparkMetrics({"dag_id": ti.dag_id, "task_id": ti.task_id})
+    gauges = metrics(context)
     with ExitStack() as stack:
-        listeners = [Aside(metrics, "Spark metrics")]
+        listeners = [Aside(gauges, "Spark metrics")]
         if given:
             listeners.append(Aside(OutlookCallbacks(given, context), "on_outlook_change", CALLBACK_PATIENCE_S))
         for listener in listeners:
             journal.listen(stack.enter_context(listener))
-        yield metrics
+        yield gauges
+
+
+def metrics(context: Mapping[str, Any]) -> telemetry.SparkMetrics:
+    """The metrics of this task."""
+    ti = context["ti"]
+    return telemetry.SparkMetrics({"dag_id": ti.dag_id, "task_id": ti.task_id})
+
+
+def told_afterwards(records: Iterable[Record], context: Mapping[str, Any], given: Sequence[Callback | str]) -> None:
+    """Call back for every change of the outlook in a run that nobody in this process looked on."""
+    after = OutlookCallbacks(given, context)
+    for change in changes.news(records):
+        after.tell(change)
 
 
 def _time(at: float | None) -> datetime | None:

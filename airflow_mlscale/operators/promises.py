@@ -78,7 +78,7 @@ def chance(context: Any, *, settings: DeadlineSettings, store: str | None, key: 
     return Chance(left_s=known["deadline_at"] - time.time(), needed_s=found.left_s if found else 0.0)
 
 
-def _life(context: Any) -> int:
+def life(context: Any) -> int:
     """Clearing a task begins a new life of it, with a deadline of its own; that moves its last try."""
     return int(getattr(context["ti"], "max_tries", 0) or 0)
 
@@ -86,10 +86,10 @@ def _life(context: Any) -> int:
 def _known(context: Any) -> dict[str, Any] | None:
     store = context.get("task_state_store")
     known = store.get(PROMISE_KEY) if store is not None else None
-    return dict(known) if known and known["life"] == _life(context) else None
+    return dict(known) if known and known["life"] == life(context) else None
 
 
 def _keep(context: Any, values: dict[str, Any]) -> None:
     store = context.get("task_state_store")
     if store is not None:
-        store.set(PROMISE_KEY, {"life": _life(context), **values})
+        store.set(PROMISE_KEY, {"life": life(context), **values})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import time
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from airflow.providers.apache.spark.operators.spark_submit import SparkSubmitOperator
 from airflow.providers.common.compat.openlineage.utils import spark as lineage
+from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperatorLink, RetryPolicy
 
 from airflow_mlscale import errors
@@ -15,20 +19,25 @@ from airflow_mlscale.cpu import detect
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
 from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
-from airflow_mlscale.operators import dag_deadline, onlookers, promises
+from airflow_mlscale.operators import dag_deadline, in_cluster, onlookers, promises
 from airflow_mlscale.operators import lineage as our_lineage
 from airflow_mlscale.operators.promises import PROMISE_KEY
 from airflow_mlscale.operators.retry import DeadlineRetryPolicy
 from airflow_mlscale.operators.task_state import TaskStateJournal
-from airflow_mlscale.runtime import deadlines
+from airflow_mlscale.runtime import deadlines, journal
 from airflow_mlscale.spark import settings
 from airflow_mlscale.spark.model import Mode, Promise
+from airflow_mlscale.spark.ticket import Ticket
+from airflow_mlscale.triggers.spark import DeadlineSparkTrigger, event
 
 __all__ = ["PROMISE_KEY", "DeadlineRetryPolicy", "DeadlineSparkSubmitOperator"]
 
 
 class DeadlineSparkSubmitOperator(SparkSubmitOperator):
-    """`SparkSubmitOperator` whose application is done by a deadline (client mode on standalone, or local).
+    """`SparkSubmitOperator` whose application is done by a deadline.
+
+    In client mode (standalone clusters, or local) the task controls it; in cluster mode (``deploy_mode`` or the
+    connection; Kubernetes, YARN, or JVM applications on standalone) a trigger does, or the task.
 
     Takes all arguments of `SparkSubmitOperator`, and these:
 
@@ -52,6 +61,8 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         tuning: settings of the controller by name, such as ``{"aim": 0.9}``; see `DeadlineSettings`.
         allocator: which CPU-share adapter: ``auto``, ``agent``, ``cgroup-v1``, ``cgroup-v2``, ``observe-only``.
         name: of the application; default is ``<dag id>.<task id>``. (templated)
+        deferrable: in cluster mode, leave the worker while the application runs; default is Airflow's
+            ``[operators] default_deferrable``. A task that comes again takes up what it has submitted.
         retry_policy: default is `DeadlineRetryPolicy`, which gives up when the time left cannot suffice.
 
     Returns:
@@ -85,6 +96,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         profile_key: str | None = None,
         tuning: Mapping[str, float] | None = None,
         allocator: str = "auto",
+        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         conn_id: str = DeadlineSparkSubmitHook.default_conn_name,
         name: str | None = None,
         **kwargs: Any,
@@ -97,6 +109,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         self.profile_store = profile_store
         self.profile_key = profile_key
         self.allocator = allocator
+        self.deferrable = deferrable
         self.settings = settings.tuned(
             tuning or {},
             mode=mode,
@@ -117,6 +130,8 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         with translated():
             self.conf = self._with_lineage(context)
             self._hook = hook = self._get_hook()
+            if hook.in_cluster:
+                return self._execute_in_cluster(context, hook)
             run = hook.prepare(
                 self.application,
                 promise=self._promise(context),
@@ -144,6 +159,66 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
             metrics.finished(summary)
             self._tell(summary)
             return summary
+
+    def _execute_in_cluster(self, context: Any, hook: DeadlineSparkSubmitHook) -> dict[str, Any]:
+        """Submit, or take up what an earlier try has submitted; then leave it to a trigger, or control it here."""
+        ticket = in_cluster.taken_up(context, hook) if self.durable else None
+        if ticket is None:
+            run = hook.prepare_in_cluster(
+                self.application,
+                promise=self._promise(context),
+                settings=self.settings,
+                profile_store=self.profile_store,
+                profile_key=self.profile_key,
+                allocator=self.allocator,
+            )
+            promises.note_full_share(context, run.full_cores)
+            announce = functools.partial(in_cluster.keep, context)
+            ticket = hook.submit_to_cluster(self.application, run, announce=announce)
+        pages = onlookers.Pages(context["ti"])
+        self.pages = pages.known
+        pages.show(SparkMasterLink(), hook.master_page)
+        limit = self.execution_timeout
+        end_at = None if limit is None else time.time() + limit.total_seconds()
+        if self.deferrable:
+            submission = ticket.to_json()
+            trigger = DeadlineSparkTrigger(conn_id=self._conn_id, submission=submission, end_at=end_at)
+            self.defer(trigger=trigger, method_name="execute_complete")
+        return self._concluded(context, self._followed(context, hook, ticket, end_at))
+
+    def _followed(
+        self, context: Any, hook: DeadlineSparkSubmitHook, ticket: Ticket, end_at: float | None
+    ) -> dict[str, Any]:
+        """Control the application from here until its end; returns what a trigger would send."""
+        state = TaskStateJournal(context.get("task_state_store"))
+        follower = hook.follow(
+            ticket, end_at=end_at, publish=lambda: state.publish(follower.journal.records(), follower.tell())
+        )
+        with onlookers.looking_on(follower.journal, context, self.on_outlook_change) as metrics:
+            outcome = asyncio.run(follower.run())
+        metrics.finished(outcome.summary)
+        return event(ticket, outcome)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
+        """The application has ended: publish, learn, and return the run's summary."""
+        with translated():
+            records = journal.from_rows(event.get("journal", ()))
+            onlookers.told_afterwards(records, context, self.on_outlook_change)
+            onlookers.metrics(context).finished(event.get("summary", {}))
+            self._hook = self._get_hook()
+            return self._concluded(context, event)
+
+    def _concluded(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
+        assert isinstance(self._hook, DeadlineSparkSubmitHook)  # noqa: S101 (for the type checker)
+        self._summary = summary = event.get("summary") or {}
+        if summary and not self._hook.killed:
+            state = TaskStateJournal(context.get("task_state_store"))
+            state.publish(journal.from_rows(event["journal"]), summary, now=True)
+        if event["state"] != "error":
+            self._hook.finish()
+        in_cluster.concluded(context, event)
+        self._tell(summary)
+        return dict(summary)
 
     def on_kill(self) -> None:
         """End the driver and everything it started; a task killed before it submitted has nothing to end."""

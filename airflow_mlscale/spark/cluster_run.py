@@ -20,7 +20,17 @@ from airflow_mlscale.cpu.adapters import observe_only
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.spark import launch
 from airflow_mlscale.spark import run as runs
-from airflow_mlscale.spark.adapters import cluster, entry, install, kubernetes, master, profile_store, standalone, yarn
+from airflow_mlscale.spark.adapters import (
+    cluster,
+    entry,
+    executors,
+    install,
+    kubernetes,
+    master,
+    profile_store,
+    standalone,
+    yarn,
+)
 from airflow_mlscale.spark.launch import Manager
 from airflow_mlscale.spark.ports import RemoteApplication
 from airflow_mlscale.spark.ticket import Ticket
@@ -81,8 +91,11 @@ class ClusterRun:
         self.key = request.profile_key or request.name
         self.profile = self.store.load(self.key)
         runs.judge(self.profile, self.key, promise=request.promise, settings=request.settings, slots=self.slots)
-        self.cpu = actuator(self._ticket({}), access) if self.manager is Manager.STANDALONE else None
-        self.application().find()  # whether the cluster answers
+        self.cpu: ports.CpuPort | None = None
+        if self.manager is Manager.STANDALONE:
+            self.cpu = actuator(self._ticket({}), access)
+        with contextlib.closing(self.application()) as cluster_:  # whether the cluster answers
+            cluster_.find()
 
     @property
     def slots(self) -> float:
@@ -195,7 +208,10 @@ class ClusterRun:
 
     def _groups(self) -> tuple[str, str | None]:
         group = runs.group_name(self.request.name, self.run_id)
-        return group, f"{group}-driver" if self.manager is Manager.STANDALONE and self.target.here else None
+        cpu = self.cpu
+        # Where executors are on several hosts, nothing says that one of their agents is the driver's.
+        one_host = self.target.here and cpu is not None and not executors.is_spread(cpu)
+        return group, f"{group}-driver" if one_host else None
 
     def _entries(self, group: str, opened: dict[str, float]) -> Mapping[str, str]:
         if self.cpu is None:
@@ -235,7 +251,7 @@ class ClusterRun:
 def remote(ticket: Ticket, access: Access) -> RemoteApplication:
     """The application of a ticket, in its cluster."""
     if ticket.manager is Manager.KUBERNETES:
-        api = kubernetes.core_api(ticket.master_url, config_file=access.kube_config)
+        api = kubernetes.core_api(kubernetes.configuration(ticket.master_url, config_file=access.kube_config))
         return kubernetes.KubernetesApplication(api, namespace=ticket.namespace or "default", run=ticket.run)
     if ticket.manager is Manager.YARN:
         return yarn.YarnApplication(str(ticket.web_url), run=ticket.run, user=access.user)
@@ -274,4 +290,12 @@ def actuator(ticket: Ticket, access: Access) -> ports.CpuPort:
 
 
 def _pods(ticket: Ticket, access: Access) -> ports.CpuPort:
-    raise NotImplementedError(ticket.run, access.kube_config)
+    from airflow_mlscale.cpu.adapters import kubernetes as resize
+
+    port = resize.PodPort(
+        kubernetes.configuration(ticket.master_url, config_file=access.kube_config),
+        cores=ticket.slots,
+        settings=resize.PodSettings(namespace=ticket.namespace or "default"),
+    )
+    port.select(ticket.group, f"spark-role=executor,{kubernetes.RUN_LABEL}={ticket.run}")
+    return port

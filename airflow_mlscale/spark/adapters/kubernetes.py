@@ -22,8 +22,8 @@ _PHASES = {
 }
 
 
-def core_api(master_url: str, *, config_file: str | None = None) -> Any:
-    """`kubernetes.client.CoreV1Api` for a Spark master ``k8s://…``.
+def configuration(master_url: str, *, config_file: str | None = None) -> Any:
+    """`kubernetes.client.Configuration` for a Spark master ``k8s://…``.
 
     Credentials come from ``config_file``, else from the pod this runs in, else from ``~/.kube/config``; the
     address is always the master's, as for spark-submit.
@@ -37,17 +37,24 @@ def core_api(master_url: str, *, config_file: str | None = None) -> Any:
         raise errors.InvalidInputError(
             "kubernetes", None, "is not installed here; pip install 'airflow-provider-mlscale[kubernetes]'"
         ) from exc
-    configuration = client.Configuration()
+    found = client.Configuration()
     try:
         if config_file:
-            config.load_kube_config(config_file=config_file, client_configuration=configuration)
+            config.load_kube_config(config_file=config_file, client_configuration=found)
         else:
-            config.load_config(client_configuration=configuration)
+            config.load_config(client_configuration=found)
     except (config.ConfigException, OSError) as exc:
         if config_file:
             raise errors.InvalidInputError("kube_config", config_file, f"cannot be used: {exc}") from exc
-    configuration.host = api_server(master_url)
-    return client.CoreV1Api(client.ApiClient(configuration))
+    found.host = api_server(master_url)
+    return found
+
+
+def core_api(found: Any) -> Any:
+    """`kubernetes.client.CoreV1Api` with a configuration."""
+    from kubernetes import client
+
+    return client.CoreV1Api(client.ApiClient(found))
 
 
 def api_server(master_url: str) -> str:
