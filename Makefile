@@ -6,10 +6,10 @@ READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE=
 export NO_MKDOCS_2_WARNING=1
 
-.PHONY: help setup demo test check format docs clean
+.PHONY: help setup demo test check format docs bench-deadline bench-deadline-full bench-deadline-sim clean
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
 
 setup: $(READY) ## install everything into .venv (done by the other targets when needed)
 
@@ -36,6 +36,15 @@ format: $(READY) ## format the code
 docs: $(READY) ## build the documentation into site/
 	@$(BIN)/uv sync --locked --all-extras --group docs --inexact --quiet
 	$(BIN)/mkdocs build --strict
+
+bench-deadline: $(READY) ## deadlines on real Spark against rivals, about 15 minutes (BENCH_ARGS for others)
+	$(BIN)/python -m benchmarks.deadline $(or $(BENCH_ARGS),--quick)
+
+bench-deadline-full: $(READY) ## the same with everything: hours; BENCH_ARGS=--resume goes on after an interruption
+	$(BIN)/python -m benchmarks.deadline --full $(BENCH_ARGS)
+
+bench-deadline-sim: $(READY) ## simulate thousands of deadlines under the real policies (BENCH_ARGS="--seeds 50")
+	$(BIN)/python -m benchmarks.deadline_sim --seeds 160 --out . $(BENCH_ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf .venv site demo-report .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

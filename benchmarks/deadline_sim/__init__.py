@@ -1,0 +1,1 @@
+"""Deadline control in simulation: thousands of Spark applications that exist only as numbers, the real policy code."""
