@@ -19,7 +19,7 @@ from benchmarks.deadline.results import Results
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "benchmarks" / "results" / "deadline.json"
-PICTURES = ROOT / "docs" / "img"
+DOCS = ROOT / "docs"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -27,9 +27,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     console = Console()
     try:
-        found = _open(options)
+        scope = _scope(options)
+        found = _open(options, scope)
         if not options.report:
-            _measure(options, found, console)
+            _measure(options, replace(scope, scale=found.scale), found, console)
         if not found.rows:
             console.print("no rows yet")
             return 0
@@ -38,17 +39,15 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(report.table(found.rows, factor=factor))
         for target in report.targets(found.rows):
             console.print(str(target), markup=False, highlight=False)
-        if not options.no_pictures:
-            options.results.with_suffix(".md").write_text(report.markdown(found))
-            for path in pictures.draw(found, options.pictures):
-                console.print(f"drawn: {path}")
+        if not options.no_publish:
+            _publish(options, found, console)
     except errors.InvalidInputError as exc:
         console.print(str(exc), style="red", markup=False)
         return 2
     return int(any(row["error"] for row in found.rows))
 
 
-def _measure(options: argparse.Namespace, found: Results, console: Console) -> None:
+def _measure(options: argparse.Namespace, scope: session.Scope, found: Results, console: Console) -> None:
     home = options.home
     home.mkdir(parents=True, exist_ok=True)
     os.environ["MLSCALE_HOME"] = str(home)
@@ -58,9 +57,11 @@ def _measure(options: argparse.Namespace, found: Results, console: Console) -> N
         filename=home / "logs" / "session.log", level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
     )
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    scope = _scope(options, found)
     found.machine, found.versions = machine.info(), machine.versions()
-    with session.Session(scope, found, home=home, allocator=options.allocator) as running:
+    running = session.Session(scope, found, home=home, allocator=options.allocator)
+    if running.complete():
+        return
+    with running:
         for line in running.baselines():
             console.print(line, markup=False, highlight=False)
         console.print(f"{running.left()} runs to go", highlight=False)
@@ -68,24 +69,38 @@ def _measure(options: argparse.Namespace, found: Results, console: Console) -> N
             console.print(line, markup=False, highlight=False)
 
 
-def _open(options: argparse.Namespace) -> Results:
+def _publish(options: argparse.Namespace, found: Results, console: Console) -> None:
+    """The table beside the rows and on its page, and the pictures."""
+    text = report.markdown(found)
+    table = options.results.with_suffix(".md")
+    table.write_text(text)
+    written = [table, *pictures.draw(found, options.docs / "img")]
+    page = options.docs / "benchmarks.md"
+    if page.exists():
+        page.write_text(report.between_marks(page.read_text(), text))
+        written.append(page)
+    for path in written:
+        console.print(f"written: {path}", highlight=False)
+
+
+def _open(options: argparse.Namespace, scope: session.Scope) -> Results:
     """The results to go on with; those of an earlier session are kept aside unless it is resumed."""
     path: Path = options.results
     if options.resume or options.report:
-        return Results.load(path)
+        found = Results.load(path)
+        if options.scale not in (None, found.scale):
+            raise errors.InvalidInputError("scale", options.scale, f"these results were made with {found.scale:g}")
+        return found
     if path.exists():
         path.replace(path.with_suffix(".previous.json"))
-    return Results(path=path, scale=options.scale or 1.0)
+    return Results(path=path, scale=scope.scale)
 
 
-def _scope(options: argparse.Namespace, found: Results) -> session.Scope:
+def _scope(options: argparse.Namespace) -> session.Scope:
     """What the options ask for, on top of ``--quick`` (default) or ``--full``."""
     base = session.FULL if options.full else session.QUICK
     given = {field.name: getattr(options, field.name) for field in fields(session.Scope)}
-    scope = replace(base, **{name: value for name, value in given.items() if value is not None})
-    if options.scale is not None and options.scale != found.scale:
-        raise errors.InvalidInputError("scale", options.scale, f"the results to resume were made with {found.scale:g}")
-    return replace(scope, scale=found.scale)
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -101,10 +116,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--scale", type=float, help="size of the applications")
     parser.add_argument("--resume", action="store_true", help="go on with the results that are there")
     parser.add_argument("--report", action="store_true", help="only show and draw the results that are there")
-    parser.add_argument("--no-pictures", action="store_true", help="write neither pictures nor the table as Markdown")
+    parser.add_argument("--no-publish", action="store_true", help="write neither pictures nor tables")
     parser.add_argument("--allocator", default="auto", help="which CPU-share adapter")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--pictures", type=Path, default=PICTURES, help="folder")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and, in img, the pictures")
     home = Path(tempfile.gettempdir()) / f"mlscale-bench-deadline-{os.getuid()}"
     parser.add_argument(
         "--home", type=Path, default=home, help="folder of the cluster's files, of logs and of each run's steps"

@@ -21,6 +21,9 @@ GRANTED_RATIO = 1.10
 PEAK_PART = 0.75
 """What "well under" the uncontrolled peak is taken to mean."""
 
+BEGIN, END = "<!-- deadline: begin -->", "<!-- deadline: end -->"
+"""Marks on the page of results."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
@@ -206,6 +209,13 @@ def markdown(found: Results) -> str:
         parts += [f"### {factor:g}× the uncontrolled time", _markdown(lines(rows, factor=factor))]
     parts += ["### Targets", "\n".join(f"- {target}" for target in targets(rows))]
     return "\n\n".join(parts) + "\n"
+
+
+def between_marks(page: str, text: str) -> str:
+    """The page with what stands between its marks replaced; a page without marks stays as it is."""
+    before, begin, rest = page.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    return f"{before}{begin}\n\n{text}\n{end}{after}" if begin and end else page
 
 
 def _markdown(found: Sequence[tuple[str, ...]]) -> str:

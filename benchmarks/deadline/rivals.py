@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any
 
+from airflow_mlscale import errors
 from airflow_mlscale.control import schedule
 from airflow_mlscale.cpu.ports import UNMANAGED, CpuPort, CpuShare, Terms
 from airflow_mlscale.spark import estimate
@@ -139,7 +140,9 @@ def hands(rival: Rival, cpu: CpuPort, profile: Profile | None, *, deadline_s: fl
         case Share.CONSTANT:
             plan = estimate.best_plan(profile, None)
             if plan is None:
-                raise ValueError("a constant quota needs a warm profile")
+                raise errors.InvalidInputError(
+                    "rival", rival.name, "a constant quota follows from a warm profile: run uncontrolled first"
+                )
             aim_s = rival.settings().aim * deadline_s
             return Hands(cpu, CpuShare.strict(constant_cores(plan, aim_s, slots=slots)))
 

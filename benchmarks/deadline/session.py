@@ -138,6 +138,11 @@ class Session:
             if keys:
                 yield f"{each}: {self._row(each, keys)}"
 
+    def complete(self) -> bool:
+        """Whether nothing is left to run."""
+        alone = (len(self.results.baselines.get(app, ())) for app in self.scope.apps)
+        return min(alone, default=0) >= self.scope.baselines and not self.left()
+
     def left(self) -> int:
         """Runs of the race that are still to be made."""
         return sum(1 for each in race(self.scope) if not all(map(self.results.has, each.keys)))
