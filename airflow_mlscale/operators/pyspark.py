@@ -11,6 +11,7 @@ from airflow.sdk.serde import serialize
 
 from airflow_mlscale import errors
 from airflow_mlscale.hooks.outcome import translated
+from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
 from airflow_mlscale.operators.spark import DeadlineSparkSubmitOperator
 from airflow_mlscale.spark.adapters import function_call
 
@@ -76,7 +77,7 @@ class DeadlinePySparkOperator(DeadlineSparkSubmitOperator):
             if name in ("application", "application_args", "java_class"):
                 raise errors.InvalidInputError(name, value, "the function is the application; leave it out")
         if kwargs.get("deploy_mode") == "cluster":
-            raise errors.InvalidInputError("deploy_mode", "cluster", "use client: the function runs on this worker")
+            raise _no_cluster_mode()
         check(python_callable)
         super().__init__(**kwargs)
         self.python_callable = python_callable
@@ -100,6 +101,9 @@ class DeadlinePySparkOperator(DeadlineSparkSubmitOperator):
             context["ti"].xcom_push(key=SUMMARY_KEY, value=summary)
             return self._checked(call.value())
 
+    def _execute_in_cluster(self, context: Any, hook: DeadlineSparkSubmitHook) -> dict[str, Any]:
+        raise _no_cluster_mode()  # by the connection
+
     def _arguments(self, context: Any) -> dict[str, Any]:
         asked = inspect.signature(self.python_callable).parameters.keys() & TRAVELLING & context.keys()
         found = {name: context[name] for name in asked}
@@ -118,6 +122,11 @@ class DeadlinePySparkOperator(DeadlineSparkSubmitOperator):
                     f"cannot be an XCom ({exc}); return plain values, or write the data and return its path",
                 ) from exc
         return value
+
+
+def _no_cluster_mode() -> errors.InvalidInputError:
+    fix = "use client: the function travels to a driver on this worker"
+    return errors.InvalidInputError("deploy_mode", "cluster", fix)
 
 
 def check(function: Callable[..., Any]) -> None:

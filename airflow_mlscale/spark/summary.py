@@ -42,6 +42,7 @@ def tell(
         "finish_s": None if finish_s is None else round(finish_s, 1),
         "met": None if finish_s is None else finish_s <= promise.duration_s,
         "outlook": last.decided.get("outlook") if last else None,
+        "predicted_finish_s": last.decided.get("finish_s") if last else None,
         "granted_core_s": round(control.totals.granted_core_s, 1) if control else 0.0,
         "cap_core_s": round(control.totals.cap_core_s, 1) if control else 0.0,
         "peak_cores": round(control.totals.peak_cores, 2) if control else 0.0,
