@@ -31,6 +31,8 @@ class Settings:
     """How often leases are looked over; a lease ends at most this much late."""
     empty_group_linger_s: float = 600.0
     """How long a group without lease and without processes is kept for processes still to come."""
+    orphan_linger_s: float = 2.0
+    """The same once a lease has run out: whoever held it is gone, or takes the group up again by itself."""
     most_groups: int = 1000
     """Further groups are refused."""
 
@@ -69,6 +71,8 @@ class Agent:
         """Of each open group, as last accepted by the backend."""
         self._unused_since: dict[str, float] = {}
         """Groups without lease and processes, and since when."""
+        self._orphans: set[str] = set()
+        """Groups whose holder let its lease run out: nobody will bring them processes any more."""
 
     def start(self) -> None:
         """Take over what an earlier agent left: groups with processes, unmanaged; empty ones go."""
@@ -117,6 +121,7 @@ class Agent:
         if group not in self.leases:
             log.info("CPU group %s: lease on %s", group, _words(share))
         self.leases = after
+        self._orphans.discard(group)
         self.counts.renewals += 1
         self._enforce(urgent=group)
         return self._shares[group]
@@ -126,6 +131,7 @@ class Agent:
         if self._shares.pop(ports.check_group(group), None) is None:
             return
         self._unused_since.pop(group, None)
+        self._orphans.discard(group)
         self.leases = leases.without(self.leases, group)
         self.backend.close(group)
         self._enforce()
@@ -139,18 +145,22 @@ class Agent:
         for group in groups:
             log.warning("CPU group %s: its lease was not renewed, it runs unmanaged now", group)
             self.leases = leases.without(self.leases, group)
+            self._orphans.add(group)
             self.counts.expiries += 1
         self._enforce()
 
     def tidy(self) -> None:
-        """Remove groups that nobody has used for long."""
+        """Remove empty groups: soon those whose holder is gone, others when nobody has used them for long."""
         now_s = self.clock.monotonic()
         members = {info.name: info.members for info in self.backend.groups()}
         for group in list(self._shares):
             if group in self.leases or members.get(group):
                 self._unused_since.pop(group, None)
-            elif now_s - self._unused_since.setdefault(group, now_s) >= self.settings.empty_group_linger_s:
+            elif now_s - self._unused_since.setdefault(group, now_s) >= self._linger_s(group):
                 self._attempt(group, self.close)
+
+    def _linger_s(self, group: str) -> float:
+        return self.settings.orphan_linger_s if group in self._orphans else self.settings.empty_group_linger_s
 
     def groups(self) -> list[ports.GroupInfo]:
         """The groups of this agent, as the backend sees them."""

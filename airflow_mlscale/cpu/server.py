@@ -45,7 +45,7 @@ from airflow_mlscale.runtime import loop
 log = logging.getLogger(__name__)
 
 LARGEST_BODY_BYTES = 16_384
-TIDY_EVERY_S = 10.0
+TIDY_EVERY_S = 3.0
 
 
 class Service:

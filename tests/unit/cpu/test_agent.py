@@ -137,6 +137,20 @@ def test_unused_groups_go_after_a_while(
     assert [info.name for info in host.groups()] == ["busy", "leased"]
 
 
+def test_groups_of_a_holder_that_is_gone_go_soon(
+    agent: agents.Agent, host: fake_cpu.FakeCpu, clock: fake_clock.FakeClock
+) -> None:
+    for group in ("a", "back"):
+        agent.renew(group, ports.CpuShare.strict(0.5), TERMS)
+    clock.advance(TERMS.ttl_s)
+    tick(agent)
+    agent.renew("back", ports.CpuShare.strict(0.5), TERMS)
+    agent.tidy()
+    clock.advance(agent.settings.orphan_linger_s)
+    agent.tidy()
+    assert [info.name for info in host.groups()] == ["back"]
+
+
 def test_fewer_cores_may_be_divided_than_there_are(host: fake_cpu.FakeCpu) -> None:
     agent = agents.Agent(host, agents.Settings(cores=1.0))
     assert agent.renew("a", ports.CpuShare(guaranteed_cores=2.0), TERMS).guaranteed_cores == 1.0
