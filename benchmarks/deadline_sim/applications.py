@@ -12,8 +12,10 @@ from math import exp, log
 from random import Random
 
 _BYTES_PER_CORE_S = 8 << 20
-_LONGEST_MEAN_TASK_S = 4.0
+_LONGEST_MEAN_TASK = 0.02
+"""Of the time that the application takes: who cuts his data coarser has no deadline to talk of."""
 _SHORTEST_MEAN_TASK_S = 0.04
+_MOST_TASKS = 200
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,28 +230,10 @@ def random_application(shape: str, rng: Random, *, length_s: tuple[float, float]
     sketch = _Sketch(rng)
     SHAPES[shape](sketch)
     executors, cores_each = rng.choice([(1, 2), (2, 1), (2, 2), (1, 4), (4, 1), (4, 2), (2, 4)])
-    slots = executors * cores_each
-    total = exp(rng.uniform(log(length_s[0]), log(length_s[1]))) * slots * rng.uniform(0.7, 0.95)
-    unit = total / sum(sketch.weights)
-    common = rng.choice([1, 2, 4]) * slots
-    by_name: dict[str, int] = {}
-    stages = []
-    for place, weight in enumerate(sketch.weights):
-        count = by_name.setdefault(
-            sketch.names[place], _task_count(rng, weight * unit, common, slots, serial=sketch.serial[place])
-        )
-        stages.append(
-            Stage(
-                name=sketch.names[place],
-                works=_works(rng, weight * unit, count),
-                job=sketch.stage_jobs[place],
-                parents=sketch.parents[place],
-                skipped=sketch.skipped[place],
-            )
-        )
+    seconds = exp(rng.uniform(log(length_s[0]), log(length_s[1])))
     return Application(
         shape=shape,
-        stages=tuple(stages),
+        stages=_stages(sketch, executors * cores_each, seconds),
         jobs=tuple(sketch.jobs),
         executors=executors,
         cores_each=cores_each,
@@ -262,12 +246,34 @@ def random_application(shape: str, rng: Random, *, length_s: tuple[float, float]
     )
 
 
-def _task_count(rng: Random, work: float, common: int, slots: int, *, serial: bool) -> int:
-    if serial:
-        return rng.randint(1, min(slots, 4))
-    count = common if rng.random() < 0.5 else int(exp(rng.uniform(0, log(200))))
-    count = max(count, int(work / _LONGEST_MEAN_TASK_S))
-    return max(1, min(200, count, int(work / _SHORTEST_MEAN_TASK_S)))
+def _stages(sketch: _Sketch, slots: int, seconds: float) -> tuple[Stage, ...]:
+    """The sketched stages with work for so many seconds; those of a name have as many tasks."""
+    rng = sketch.rng
+    unit = seconds * slots * rng.uniform(0.7, 0.95) / sum(sketch.weights)
+    common = rng.choice([1, 2, 4]) * slots
+    counts: dict[str, int] = {}
+    stages = []
+    for place, (name, weight) in enumerate(zip(sketch.names, sketch.weights, strict=True)):
+        work = weight * unit
+        count = rng.randint(1, min(slots, 4)) if sketch.serial[place] else _task_count(rng, work, common, seconds)
+        works = _works(rng, work, counts.setdefault(name, count))
+        stages.append(
+            Stage(
+                name=name,
+                works=works,
+                job=sketch.stage_jobs[place],
+                parents=sketch.parents[place],
+                skipped=sketch.skipped[place],
+            )
+        )
+    return tuple(stages)
+
+
+def _task_count(rng: Random, work: float, common: int, seconds: float) -> int:
+    """As many as everywhere in the application (``spark.default.parallelism``), or as its own input has splits."""
+    count = common if rng.random() < 0.5 else int(exp(rng.uniform(0, log(_MOST_TASKS))))
+    count = max(count, int(work / (_LONGEST_MEAN_TASK * seconds)))
+    return max(1, min(_MOST_TASKS, count, int(work / _SHORTEST_MEAN_TASK_S)))
 
 
 def _works(rng: Random, work: float, count: int) -> tuple[float, ...]:
