@@ -10,17 +10,17 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.cpu.ports import UNMANAGED, CpuPort, CpuShare, Terms
+from airflow_mlscale.cpu.ports import IDLE, UNMANAGED, CpuPort, CpuShare, Terms
 from airflow_mlscale.runtime import clock as clocks
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.runtime.loop import PeriodicLoop
+from airflow_mlscale.spark import grants, ports, records, totals
 from airflow_mlscale.spark import policy as policies
-from airflow_mlscale.spark import ports, totals
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Decision, Observation, Plan, Profile, Progress, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 EXECUTORS_EVERY_S = 2.0
 LAST_EXECUTOR_S = 4.0
+CLOCK_SET_S = 1.0
+"""A wall clock that moved so far against the monotonic one was set by somebody."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,16 +74,22 @@ class DeadlineController:
     totals: totals.Totals = field(init=False)
     _ledger: profiles.Ledger = field(default_factory=profiles.Ledger, init=False)
     _booked: Progress | None = field(default=None, init=False)
-    _base_core_s: dict[str, float] = field(default_factory=dict, init=False)
+    _meters: dict[str, grants.Meter] = field(default_factory=dict, init=False)
     _share: CpuShare = field(default=UNMANAGED, init=False)
     _driver_cores: float = field(default=0.0, init=False)
+    _short: str = field(default="", init=False)
+    """Why less is guaranteed than was asked for; empty when it is not."""
     _last: Decision | None = field(default=None, init=False)
+    _started: float = field(init=False)
+    """What the wall clock would have shown when the monotonic one was at 0."""
+    _told_clock_s: float = field(default=0.0, init=False)
     _admitted: frozenset[int] = field(default=frozenset(), init=False)
     _policy: policies.Policy[Any] = field(init=False)
     _state: Any = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         now = self.clock.now()
+        self._started = now - self.clock.monotonic()
         self.totals = totals.replayed(self.journal.records(), until=now) or totals.begin(now)
 
     def open(self, *, used_before: Mapping[str, float] | None = None) -> None:
@@ -94,7 +102,7 @@ class DeadlineController:
         for group in self._groups():
             self.cpu.open(group)
             before = (used_before or {}).get(group)
-            self._base_core_s[group] = self.cpu.usage(group).used_core_s if before is None else before
+            self._meters[group] = grants.Meter(self.cpu.usage(group).used_core_s if before is None else before)
 
     def begin(self) -> None:
         """Decide and give the first share.
@@ -174,44 +182,58 @@ class DeadlineController:
             log.info("%s", exc)
 
     def learned(self, *, ended_at: float) -> Plan | None:
-        """The plan of this run, if it succeeded; None when no stage was ever seen."""
+        """The plan of this run, if it succeeded; None when it tells nothing."""
         if self.latest is None or not self.latest.stages or self.submitted_at is None:
+            log.warning("%s: no stage was ever seen", self.job.name)
+            return None
+        if abs(self._clock_set_s()) > CLOCK_SET_S:
+            log.warning("%s: the clock was set by %+.0f s, its gaps mean nothing", self.job.name, self._clock_set_s())
             return None
         return profiles.observed(self._ledger, self.latest, submitted_at=self.submitted_at, ended_at=ended_at)
 
     async def observe(self) -> Observation:
-        await asyncio.to_thread(self._book)
+        await self._stepped(self._book)
         return self._observation()
 
     async def act(self, plan: Decision) -> None:
-        await asyncio.to_thread(self._apply, plan)
+        await self._stepped(functools.partial(self._apply, plan))
+
+    async def _stepped(self, part: Callable[[], None]) -> None:
+        """A part of a step; a failure is put on record, for people, and left to the loop."""
+        try:
+            await asyncio.to_thread(part)
+        except errors.MlscaleError as exc:
+            self._without_control(exc)
+            raise
 
     def look(self) -> Observation:
         """What is known now, measured at the last step."""
         return self._observation()
 
     def _observation(self) -> Observation:
-        now = self.clock.now()
+        elapsed = self._unset_now()
         return Observation(
-            now=now,
+            now=self.clock.now(),
             progress=self.latest,
             used_core_s=self.used_core_s,
-            elapsed_s=now - (self.submitted_at or now),
+            elapsed_s=elapsed - (self.submitted_at or elapsed),
             by_stage=self._ledger.by_stage,
             driver_used_core_s=self.driver_used_core_s,
+            granted_cores=self._share.guaranteed_cores if self._short else None,
         )
 
     def _book(self) -> None:
         """Meter what was used since the last step and book it to the stages that used it."""
         if self.job.driver_group:
-            self.driver_used_core_s = max(self.driver_used_core_s, self._metered(self.job.driver_group))
+            self.driver_used_core_s = self._metered(self.job.driver_group)
         used = self._metered(self.job.group)
         latest = self.latest
         self._ledger = profiles.book(self._ledger, used - self.used_core_s, self._booked, latest)
-        self._booked, self.used_core_s = latest, max(self.used_core_s, used)
+        self._booked, self.used_core_s = latest, used
 
     def _metered(self, group: str) -> float:
-        return self.cpu.usage(group).used_core_s - self._base_core_s[group]
+        self._meters[group].read(self.cpu.usage(group).used_core_s)
+        return self._meters[group].used_core_s
 
     def _apply(self, decision: Decision) -> None:
         wanted = CpuShare(guaranteed_cores=decision.guaranteed_cores, ceiling_cores=decision.ceiling_cores)
@@ -221,7 +243,8 @@ class DeadlineController:
         terms = Terms(minimum_cores=minimum, deadline_at=deadline_at, ttl_s=ttl_s)
         self._integrate()
         # Applied at every step, changed or not: it renews a lease and repairs what others did to the group.
-        self._share = self.cpu.apply(self.job.group, wanted, terms)
+        self._share, refused = self._leased(wanted, terms)
+        self._short = refused or grants.why_short(wanted, self._share, host_cores=self.cpu.host_cores)
         if self.job.driver_group:
             share = CpuShare(guaranteed_cores=decision.driver_cores)
             granted = self.cpu.apply(self.job.driver_group, share, Terms(deadline_at=deadline_at, ttl_s=ttl_s))
@@ -232,51 +255,64 @@ class DeadlineController:
             ceiling_cores=self._slots() if ceiling is None else ceiling,
         )
         self.totals = self.totals.holding(held)
-        self._record(decision)
+        self._record(decision, f"{decision.reason}{self._short}")
+
+    def _leased(self, wanted: CpuShare, terms: Terms) -> tuple[CpuShare, str]:
+        """What is granted, and why that lacks the least cores, if it does.
+
+        An agent that was restarted may have promised them to others meanwhile: no reason to go without a share.
+        """
+        try:
+            return self.cpu.apply(self.job.group, wanted, terms), ""
+        except errors.AdmissionRefusedError as exc:
+            if self._last is None and self.latest is None:  # nothing is lost yet: refuse the whole run
+                raise
+            return self.cpu.apply(self.job.group, wanted, replace(terms, minimum_cores=0.0)), f"; {exc}"
+
+    def _without_control(self, why: errors.MlscaleError) -> None:
+        """Nothing was measured or applied: soon nothing is guaranteed any more, and nothing limited."""
+        if self._last is None:
+            return
+        self._integrate()
+        self._share, self._driver_cores, self._short = IDLE, 0.0, ""
+        self.totals = self.totals.holding(totals.Held(ceiling_cores=self._slots()))
+        self._record(self._last, f"no control, nothing limits the application: {why}")
 
     def _slots(self) -> float:
         return (self.latest.slots if self.latest else 0) or self.slots
 
     def _integrate(self) -> None:
-        self.totals = self.totals.until(self.clock.now())
+        self.totals = self.totals.until(self._unset_now())
 
-    def _record(self, decision: Decision) -> None:
-        now = self.clock.now()
-        seen, last, promise = self.latest, self._last, self.job.promise
-        changed = last is None or (decision.guaranteed_cores, decision.ceiling_cores, decision.outlook) != (
-            last.guaranteed_cores,
-            last.ceiling_cores,
-            last.outlook,
-        )
+    def _unset_now(self) -> float:
+        """The wall clock, if nobody had set it since this controller was made."""
+        return self._started + self.clock.monotonic()
+
+    def _clock_set_s(self) -> float:
+        return self.clock.now() - self._unset_now()
+
+    def _clock_news(self) -> str:
+        set_s = self._clock_set_s() - self._told_clock_s
+        if abs(set_s) <= CLOCK_SET_S:
+            return ""
+        self._told_clock_s += set_s
+        return f"; the clock was set by {set_s:+.0f} s, and the deadline is at a time of day"
+
+    def _record(self, decision: Decision, reason: str) -> None:
         self._last = decision
-        record = Record(
-            at=now,
-            subject=self.job.name,
-            seen={
-                "t_s": round(now - promise.started_at, 2),
-                "left_s": round(promise.deadline_at - now, 2),
-                "progress": None if decision.progress is None else round(decision.progress, 4),
-                "used_core_s": round(self.used_core_s, 2),
-                "driver_used_core_s": round(self.driver_used_core_s, 2),
-                "slots": self._slots(),
-                "stages": len([s for s in seen.stages if s.completed_at]) if seen else 0,
-                "tasks_running": seen.active_tasks if seen else 0,
-                "reading_age_s": round(now - seen.at, 2) if seen else None,
-            },
-            decided={
-                "guaranteed_cores": round(self._share.guaranteed_cores, 3),
-                "ceiling_cores": self._share.ceiling_cores,
-                "driver_cores": round(self._driver_cores, 3),
-                "needed_cores": round(decision.needed_cores, 3),
-                "finish_s": _after(promise, decision.finish_at),
-                "finish_low_s": _after(promise, decision.finish_low_at),
-                "finish_high_s": _after(promise, decision.finish_high_at),
-                "outlook": decision.outlook,
-            },
-            reason=decision.reason,
-            changed=changed,
+        promise, last, news = self.job.promise, self.journal.last(), self._clock_news()
+        seen = records.seen(self._observation(), decision, promise, slots=self._slots())
+        decided = records.decided(decision, promise, share=self._share, driver_cores=self._driver_cores)
+        self.journal.append(
+            Record(
+                at=self.clock.now(),
+                subject=self.job.name,
+                seen=seen,
+                decided=decided,
+                reason=f"{reason}{news}",
+                changed=bool(news) or last is None or records.changed(last.decided, decided),
+            )
         )
-        self.journal.append(record)
 
     async def _repeat(self, step: Callable[[], Awaitable[None]], every_s: float, what: str) -> None:
         """Do something beside the loop again and again; a failure is told once, and tried again."""
@@ -306,8 +342,3 @@ class DeadlineController:
     async def _publish(self) -> None:
         if self.publish:
             await asyncio.to_thread(self.publish)
-
-
-def _after(promise: Promise, at: float | None) -> float | None:
-    """Seconds from the start of the promise."""
-    return None if at is None else round(at - promise.started_at, 1)

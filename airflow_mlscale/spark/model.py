@@ -193,6 +193,8 @@ class Observation:
     """Core-seconds of the executors, booked to stages by their ids."""
     driver_used_core_s: float = 0.0
     """Core-seconds the driver's own group has used; 0 when it has none."""
+    granted_cores: float | None = None
+    """Guarantee of the executors since the last step, when that is less than was asked for; None when it is not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,7 +208,8 @@ class Decision:
     progress: float | None
     """Part of the profiled work that is done; None without a profile."""
     finish_at: float | None
-    """Predicted end at the full share; None without a profile."""
+    """Predicted end at the full share, or at what there is while the host's cores are promised to others;
+    None without a profile."""
     finish_low_at: float | None = None
     """Optimistic end of the prediction's interval."""
     finish_high_at: float | None = None

@@ -23,6 +23,8 @@ _DRIVER_SPARE = 1.25
 """So many times what it used lately."""
 _SOON_S = 1.5
 """A guarantee is back so long before it is expected to be used."""
+_LEAST_REACHABLE = 0.05
+"""Cores that even a group without any guarantee gets now and then."""
 _ANY = 10.0
 """So many times the maximum is as good as any number."""
 
@@ -121,6 +123,8 @@ class RemainingWork:
         if active == 0 or state.last is None:
             return state
         allowed = state.last.ceiling_cores if state.last.ceiling_cores is not None else state.last.guaranteed_cores
+        if seen.granted_cores is not None:
+            allowed = min(allowed, seen.granted_cores)
         used = max(0.0, seen.used_core_s - state.used_core_s) / dt_s
         return replace(
             state,
@@ -164,7 +168,7 @@ class RemainingWork:
         careful = left.scaled(1 + settings.caution * left.uncertainty)
         needed = schedule.cores_within(careful, target_at - seen.now - left.idle_s)
         amount = f"{needed:.2f} cores" if needed <= _ANY * high else f"more than {high:g} cores"
-        prediction = outlook.predict(left, cores=high, confidence=settings.confidence)
+        prediction = outlook.predict(left, cores=_reachable(seen, state, high), confidence=settings.confidence)
         found = outlook.verdict(prediction, time_s=promise.deadline_at - seen.now)
         told = outlook.tell(state.told, found, over=seen.now > promise.deadline_at)
         decision = Decision(
@@ -254,6 +258,13 @@ class RemainingWork:
         if last is None or proposed is None or min(last, proposed) == 0:  # from and to nothing is always worth it
             return last == proposed
         return last == smoothing.deadband(last, proposed, relative=self.settings.deadband, absolute=0.02)
+
+
+def _reachable(seen: Observation, state: State, high: float) -> float:
+    """Cores to predict with: all of them, unless others have been promised some; then what it really has."""
+    if seen.granted_cores is None:
+        return high
+    return min(high, max(_LEAST_REACHABLE, seen.granted_cores, state.rate.value or 0.0))
 
 
 def _delivered(state: State) -> float:
