@@ -1,0 +1,183 @@
+"""Callbacks, metrics and links of a run, without Spark."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from airflow.sdk import BaseNotifier
+from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
+from airflow.sdk.observability import stats
+from airflow.sdk.observability.metrics import statsd_logger
+
+from airflow_mlscale import errors
+from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
+from airflow_mlscale.operators import onlookers
+from airflow_mlscale.operators.spark import DeadlineSparkSubmitOperator
+from airflow_mlscale.runtime.journal import Journal
+from tests.fakes import federated_task
+from tests.fakes.spark_records import record
+
+HEARD: list[dict[str, Any]] = []
+
+
+def heard(context: dict[str, Any]) -> None:
+    """Found by its import path."""
+    HEARD.append(context)
+
+
+class Notifier(BaseNotifier):
+    template_fields = ("message",)
+
+    def __init__(self, told: list[str]) -> None:
+        super().__init__()
+        self.message = "{{ outlook }} after {{ previous }}, due {{ deadline.isoformat() }}"
+        self.told = told
+
+    def notify(self, context: Any) -> None:
+        self.told.append(self.message)
+
+
+def follow(given: Any, *outlooks: str) -> None:
+    """A run whose outlook is each of these for ten seconds."""
+    journal = Journal()
+    context = federated_task.context("task")
+    with onlookers.looking_on(journal, context, onlookers.callbacks(given)):
+        for t in range(10 * len(outlooks)):
+            journal.append(record(t, outlook=outlooks[t // 10], finish_s=90, deadline_s=100))
+
+
+def test_callbacks_hear_of_each_change_with_the_context_and_the_numbers() -> None:
+    calls: list[dict[str, Any]] = []
+    follow(calls.append, "on_track", "at_risk", "will_miss")
+    assert [(call["previous"], call["outlook"]) for call in calls] == [
+        ("on_track", "at_risk"),
+        ("at_risk", "will_miss"),
+    ]
+    first = calls[0]
+    assert first["ti"].task_id == "task"
+    assert first["predicted_finish"] == datetime.fromtimestamp(1090, UTC)
+    assert first["interval"] == (datetime.fromtimestamp(1080, UTC), datetime.fromtimestamp(1100, UTC))
+    assert first["deadline"] == datetime.fromtimestamp(1100, UTC)
+
+
+def test_several_callbacks_a_notifier_and_an_import_path_may_be_given() -> None:
+    HEARD.clear()
+    told: list[str] = []
+    follow([Notifier(told), f"{__name__}.heard"], "at_risk")
+    assert told == ["at_risk after None, due 1970-01-01T00:18:20+00:00"]
+    assert [context["outlook"] for context in HEARD] == ["at_risk"]
+
+
+def test_a_callback_that_raises_is_logged_and_the_next_one_is_called(caplog: pytest.LogCaptureFixture) -> None:
+    def bad(context: Any) -> None:
+        context["outlook"] = "spoilt"  # each has a copy of its own
+        raise RuntimeError("nobody home")
+
+    calls: list[dict[str, Any]] = []
+    follow([bad, "no.such.module.function", calls.append], "at_risk")
+    assert [call["outlook"] for call in calls] == ["at_risk"]
+    assert "nobody home" in caplog.text
+    assert "no.such.module.function failed" in caplog.text
+
+
+async def later(context: Any) -> None:
+    """Asynchronous: refused."""
+
+
+@pytest.mark.parametrize("given", [3, "notapath", "a..b", later, [print, None]])
+def test_what_cannot_be_called_breaks_the_dag_at_once(given: Any) -> None:
+    with pytest.raises(
+        errors.InvalidInputError, match=r"on_outlook_change=.*must be a function that takes the context"
+    ):
+        DeadlineSparkSubmitOperator(task_id="t", application="/job.py", deadline="PT1H", on_outlook_change=given)
+
+
+@pytest.fixture
+def statsd() -> Iterator[Callable[[], list[str]]]:
+    """Airflow's metrics go to a StatsD server: what it has received."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server, pytest.MonkeyPatch.context() as patch:
+        server.bind(("127.0.0.1", 0))
+        server.settimeout(10)
+        patch.setenv("AIRFLOW__METRICS__STATSD_HOST", "127.0.0.1")
+        patch.setenv("AIRFLOW__METRICS__STATSD_PORT", str(server.getsockname()[1]))
+        patch.setenv("AIRFLOW__METRICS__STATSD_INFLUXDB_ENABLED", "True")
+        stats.initialize(factory=statsd_logger.get_statsd_logger, export_legacy_names=True)
+
+        def received() -> list[str]:
+            stats.incr("the.end")
+            found: list[str] = []
+            while not (line := server.recv(4096).decode()).startswith("airflow.the.end"):
+                found.append(line)
+            return found
+
+        yield received
+        stats.initialize(factory=NoStatsLogger, export_legacy_names=True)
+
+
+def test_a_run_is_seen_in_airflows_metrics(statsd: Callable[[], list[str]]) -> None:
+    journal = Journal()
+    context = federated_task.context("task")
+    with onlookers.looking_on(journal, context, ()) as metrics:
+        journal.append(record(20, progress=0.25, guaranteed=1.5, finish_s=88, outlook="at_risk", deadline_s=100))
+        journal.append(record(25, progress=0.5, guaranteed=0.5, finish_s=99.5, outlook="at_risk", deadline_s=100))
+        journal.append(record(26, outlook=None, deadline_s=100))
+    metrics.finished({"finish_s": 91.5, "met": True})
+    tags = ",dag_id=a_dag,task_id=task"
+    assert statsd() == [
+        f"airflow.mlscale.spark.progress{tags}:0.25|g",
+        f"airflow.mlscale.spark.guaranteed_cores{tags}:1.5|g",
+        f"airflow.mlscale.spark.predicted_finish_s{tags}:88.0|g",
+        f"airflow.mlscale.spark.deadline_left_s{tags}:80.0|g",
+        f"airflow.mlscale.spark.progress{tags}:0.5|g",
+        f"airflow.mlscale.spark.guaranteed_cores{tags}:0.5|g",
+        f"airflow.mlscale.spark.predicted_finish_s{tags}:99.5|g",
+        f"airflow.mlscale.spark.deadline_left_s{tags}:75.0|g",
+        f"airflow.mlscale.spark.outlook.at_risk{tags}:1|c",
+        f"airflow.mlscale.spark.guaranteed_cores{tags}:1.0|g",
+        f"airflow.mlscale.spark.deadline_left_s{tags}:74.0|g",
+        f"airflow.mlscale.spark.duration{tags}:91500.000000|ms",
+        f"airflow.mlscale.spark.met{tags}:1|c",
+    ]
+
+
+def test_a_run_that_did_not_end_by_itself_is_neither_met_nor_missed(statsd: Callable[[], list[str]]) -> None:
+    metrics = onlookers.metrics(federated_task.context("task"))
+    metrics.finished({"finish_s": None, "met": None})
+    assert statsd() == []
+
+
+def test_links_are_pushed_once_while_the_task_runs_and_kept_at_its_end() -> None:
+    pushed: list[tuple[str, str]] = []
+
+    class Instance(federated_task.TaskInstance):
+        def xcom_push(self, key: str, value: Any) -> None:
+            pushed.append((key, value))
+
+    pages = onlookers.Pages(Instance("task"))
+    for url in (None, "http://127.0.0.1:4040", "http://127.0.0.1:4040"):
+        pages.show(SparkUiLink(), url)
+    assert pushed == [("mlscale_spark_ui", "http://127.0.0.1:4040")]
+
+    operator = DeadlineSparkSubmitOperator(task_id="t", application="/job.py", deadline="PT1H")
+    operator.pages = pages.known
+    links = {link.name: link.get_link(operator, ti_key=None) for link in operator.operator_extra_links}
+    assert links == {"Spark UI": "http://127.0.0.1:4040", "Spark master": ""}
+    assert SparkMasterLink().xcom_key == "mlscale_spark_master"
+
+
+def test_the_links_are_known_to_the_serialised_dag() -> None:
+    from airflow.sdk import DAG
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    with DAG("d") as dag:
+        DeadlineSparkSubmitOperator(task_id="t", application="/job.py", deadline="PT1H", on_outlook_change=heard)
+    task = DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("t")
+    assert {link.name: link.xcom_key for link in task.operator_extra_links} == {
+        "Spark UI": "mlscale_spark_ui",
+        "Spark master": "mlscale_spark_master",
+    }
+    assert task.has_retry_policy
