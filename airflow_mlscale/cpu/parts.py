@@ -57,11 +57,10 @@ def together(shares: Mapping[str, ports.CpuShare]) -> ports.CpuShare:
         return ports.UNMANAGED
     ceilings = [share.ceiling_cores for share in shares.values()]
     limited = [ceiling for ceiling in ceilings if ceiling is not None]
-    guaranteed = sum(share.guaranteed_cores for share in shares.values())
+    guaranteed = round(sum(share.guaranteed_cores for share in shares.values()), 9)
     unlimited = len(limited) < len(ceilings)
-    return ports.CpuShare(
-        guaranteed_cores=guaranteed, ceiling_cores=None if unlimited else max(guaranteed, sum(limited))
-    )
+    ceiling = None if unlimited else max(guaranteed, round(sum(limited), 9))
+    return ports.CpuShare(guaranteed_cores=guaranteed, ceiling_cores=ceiling)
 
 
 def short(asked: Mapping[str, ports.CpuShare], granted: Mapping[str, ports.CpuShare]) -> dict[str, float]:

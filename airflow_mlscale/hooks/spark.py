@@ -17,7 +17,8 @@ from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 from airflow_mlscale import errors
 from airflow_mlscale.spark import cluster_run, follow
 from airflow_mlscale.spark import run as runs
-from airflow_mlscale.spark.adapters import cluster, install, master, profile_store
+from airflow_mlscale.spark.adapters import allocator as allocators
+from airflow_mlscale.spark.adapters import cluster, executor_count, install, master, profile_store
 from airflow_mlscale.spark.model import Promise
 from airflow_mlscale.spark.ports import RemoteState
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -118,6 +119,8 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             raise errors.InvalidInputError(
                 "deploy_mode", self._connection["deploy_mode"], "use client: the controller runs beside the driver"
             )
+        if allocator == allocators.EXECUTORS:
+            executor_count.check(application=application)
         return runs.DeadlineRun(self._request(promise, settings, profile_store, profile_key, allocator))
 
     def prepare_in_cluster(
@@ -132,6 +135,7 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
     ) -> cluster_run.ClusterRun:
         """As `prepare`, for a driver that will run in the cluster."""
         runs.check_application(application)
+        executor_count.check(in_cluster=allocator == allocators.EXECUTORS)
         connection = self.get_connection(self._conn_id)
         return cluster_run.ClusterRun(
             self._request(promise, settings, profile_store, profile_key, allocator),

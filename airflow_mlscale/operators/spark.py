@@ -15,7 +15,6 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperatorLink, RetryPolicy
 
 from airflow_mlscale import errors
-from airflow_mlscale.cpu import detect
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
 from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
@@ -26,6 +25,7 @@ from airflow_mlscale.operators.retry import DeadlineRetryPolicy
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.runtime import deadlines, journal
 from airflow_mlscale.spark import settings
+from airflow_mlscale.spark.adapters import allocator as allocators
 from airflow_mlscale.spark.model import Mode, Promise
 from airflow_mlscale.spark.ticket import Ticket
 from airflow_mlscale.triggers.spark import DeadlineSparkTrigger, event
@@ -59,7 +59,8 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
             ``$MLSCALE_HOME``. (templated)
         profile_key: name of the profile; default is the name of the application. (templated)
         tuning: settings of the controller by name, such as ``{"aim": 0.9}``; see `DeadlineSettings`.
-        allocator: which CPU-share adapter: ``auto``, ``agent``, ``cgroup-v1``, ``cgroup-v2``, ``observe-only``.
+        allocator: how the share is enforced: ``auto``, ``agent``, ``cgroup-v1``, ``cgroup-v2``,
+            ``observe-only``, ``kubernetes`` (pods are resized), or ``executors`` (their number is changed).
         name: of the application; default is ``<dag id>.<task id>``. (templated)
         deferrable: in cluster mode, leave the worker while the application runs; default is Airflow's
             ``[operators] default_deferrable``. A task that comes again takes up what it has submitted.
@@ -103,7 +104,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
     ) -> None:
         super().__init__(conn_id=conn_id, name=name or "", **kwargs)
         self._check_deadline(deadline)
-        settings.one_of("allocator", allocator, detect.NAMES)
+        settings.one_of("allocator", allocator, allocators.NAMES)
         self.deadline = deadline
         self.on_outlook_change = onlookers.callbacks(on_outlook_change)
         self.profile_store = profile_store

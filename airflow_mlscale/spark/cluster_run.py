@@ -7,20 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from airflow_mlscale import errors
-from airflow_mlscale.cpu import detect, ports
+from airflow_mlscale.cpu import ports
 from airflow_mlscale.cpu.adapters import observe_only
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.spark import launch
 from airflow_mlscale.spark import run as runs
 from airflow_mlscale.spark.adapters import (
+    allocator,
     cluster,
     entry,
     executors,
@@ -132,7 +134,11 @@ class ClusterRun:
             properties, env = self._submission(ui_port, opened)
             ticket = self._ticket(opened, ui_port=ui_port)
             announce(ticket)
+            before_s = _children_s()
             ticket = self._submitted(ticket, start, properties, env)
+            if ticket.driver_group:  # spark-submit has entered it as well, on the way to the driver
+                opened[ticket.driver_group] += _children_s() - before_s
+                ticket = replace(ticket, used_before={**ticket.used_before, **opened})
         except BaseException:
             for group in opened:
                 if self.cpu:
@@ -248,6 +254,12 @@ class ClusterRun:
         )
 
 
+def _children_s() -> float:
+    """CPU seconds of all processes that this one has started and that have ended."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def remote(ticket: Ticket, access: Access) -> RemoteApplication:
     """The application of a ticket, in its cluster."""
     if ticket.manager is Manager.KUBERNETES:
@@ -268,7 +280,8 @@ def actuator(ticket: Ticket, access: Access) -> ports.CpuPort:
         InvalidInputError: the allocator that was asked for is not to be had.
     """
     if ticket.manager is Manager.KUBERNETES:
-        return _pods(ticket, access)
+        resized = ticket.allocator in (allocator.KUBERNETES, "auto")
+        return _pods(ticket, access) if resized else observe_only.ObserveOnlyPort()
     if ticket.manager is Manager.YARN and not (access.agents or access.agent):
         log.warning(
             "no host agents are named for the NodeManagers of %s (agents in the connection's extra field): "
@@ -284,7 +297,7 @@ def actuator(ticket: Ticket, access: Access) -> ports.CpuPort:
             ticket.host,
         )
         return observe_only.ObserveOnlyPort()
-    return detect.detect(
+    return allocator.find(
         ticket.allocator, address=access.agent, token=access.agent_token, agents=access.agents, partly=True
     )
 

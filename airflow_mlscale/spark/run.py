@@ -16,13 +16,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_mlscale import errors
-from airflow_mlscale.cpu import detect
 from airflow_mlscale.cpu.ports import CpuPort
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal
 from airflow_mlscale.spark import launch, narration, outlook, summary
 from airflow_mlscale.spark import profile as profiles
-from airflow_mlscale.spark.adapters import entry, executors, install, profile_store, rest
+from airflow_mlscale.spark.adapters import allocator, entry, executor_count, executors, install, profile_store, rest
 from airflow_mlscale.spark.beside import Beside
 from airflow_mlscale.spark.controller import DeadlineController, Job
 from airflow_mlscale.spark.model import Observation, Plan, Profile, Promise
@@ -53,7 +52,7 @@ class Request:
     profile_folder: str | None = None
     profile_key: str | None = None
     allocator: str = "auto"
-    """Which CPU-share adapter; see `cpu.detect.NAMES`."""
+    """How shares are enforced: one of `allocator.NAMES`."""
     agent: str | None = None
     agent_token: str | None = field(default=None, repr=False)
     agents: Mapping[str, str] | None = None
@@ -73,7 +72,7 @@ class DeadlineRun:
         """
         self.request = request
         self.install = install.find()
-        self.cpu: CpuPort = detect.detect(
+        self.cpu: CpuPort = allocator.find(
             request.allocator, address=request.agent, token=request.agent_token, agents=request.agents
         )
         self.target = launch.target(request.master_url, web_url=request.web_url, host_cores=self.cpu.host_cores)
@@ -82,6 +81,8 @@ class DeadlineRun:
         self.profile = self.store.load(self.key)
         self.journal = Journal()
         self.run_id = uuid.uuid4().hex[:12]
+        if request.allocator == allocator.EXECUTORS:
+            self.cpu = self._counted(self.cpu)
         self.controller: DeadlineController | None = None
         self._ended_at: float | None = None
         self._succeeded = False
@@ -166,12 +167,18 @@ class DeadlineRun:
     def _submission(self, group: str, driver_group: str) -> tuple[Mapping[str, str], Mapping[str, str], Finder | None]:
         """Properties and environment of spark-submit, and who looks for executors that cannot enter the group."""
         where, request = self.target, self.request
+        given, own_env = request.properties, request.env
+        if isinstance(self.cpu, executor_count.ExecutorCountPort):
+            own_env = {**own_env, **executor_count.launch_env(self.cpu, given, own_env)}
+            given = executor_count.launch_properties(given, self.cpu.settings)
         entries = self._entries(group) if where.here else {}  # this host's groups do not reach other hosts
         properties = launch.properties(
-            where, run=self.run_id, ui_port=processes.free_port(), entry_env=entries, given=request.properties
+            where, run=self.run_id, ui_port=processes.free_port(), entry_env=entries, given=given
         )
-        env = launch.environment(where, self.install, entry_env=self._entries(driver_group), given=request.env)
-        return properties, env, None if entries else self._finder(group, launch.ui_address(where, properties, env))
+        env = launch.environment(where, self.install, entry_env=self._entries(driver_group), given=own_env)
+        # Executors enter by themselves, but one may come at a moment when the group is made anew: looked for, too.
+        enters = bool(entries) and where.local_mode
+        return properties, env, None if enters else self._finder(group, launch.ui_address(where, properties, env))
 
     def _entries(self, group: str) -> Mapping[str, str]:
         self.cpu.open(group)
@@ -206,6 +213,14 @@ class DeadlineRun:
             executors=finder,
             publish=publish,
         )
+
+    def _counted(self, meter: CpuPort) -> CpuPort:
+        """Shares of this application as a number of its executors."""
+        given = self.request.properties
+        executor_count.check(local_mode=self.target.local_mode, given=given)
+        cores = int(given.get("spark.executor.cores", 1))
+        settings = executor_count.CountSettings(executor_cores=cores, most=max(1, int(self.slots) // cores))
+        return executor_count.ExecutorCountPort(meter, settings, group=group_name(self.request.name, self.run_id))
 
     def _finder(self, group: str, driver_url: str) -> Finder:
         if self.target.local_mode:
@@ -257,7 +272,7 @@ def learn(
 ) -> None:
     """Merge the plan of a run that succeeded into its profile; what goes wrong is told, never raised."""
     if plan is None:
-        log.warning("no stage of %s was ever seen: nothing was learned", key)
+        log.warning("nothing was learned from this run of %s", key)
         return
     try:
         store.save(profiles.learn(profile, key, plan, rate=rate))

@@ -269,7 +269,8 @@ class HostsPort:
             except errors.TransientError as exc:
                 self._lose(host, exc)
             else:
-                self._find(host)
+                if not again:  # only then was it asked and not merely told
+                    self._find(host)
 
         for _ in self._pool.map(attempt, asked):
             pass
