@@ -210,6 +210,9 @@ class ClusterRun:
         driver_entries = self._entries(driver_group, opened) if driver_group else {}
         given = launch.properties(where, run=self.run_id, ui_port=ui_port, entry_env=entries, given=request.properties)
         env = launch.environment(where, self.install, entry_env={}, given={})
+        if driver_entries:
+            # Spark would let only its own variables through; ours are chosen already.
+            given = {**given, launch.FILTER_PROPERTY: "false"}
         return given, launch.carried(env, given=request.env, entry_env=driver_entries)
 
     def _groups(self) -> tuple[str, str | None]:

@@ -179,16 +179,15 @@ def environment(
     return {**env, **entry_env}
 
 
+FILTER_PROPERTY = "spark.standalone.submit.filterEnvironment"
+"""Whether spark-submit keeps all but Spark's own variables from the cluster; Spark before 4.3 sends them all."""
 _CARRIED = re.compile(
     r"(PATH|HOME|USER|LOGNAME|LANG|LC_\w+|TZ|TMPDIR|JAVA_HOME|KRB5\w*|HADOOP_\w+|YARN_CONF_DIR|_?SPARK_\w+|PYSPARK_\w+)"
 )
 
 
 def carried(env: Mapping[str, str], *, given: Mapping[str, str], entry_env: Mapping[str, str]) -> dict[str, str]:
-    """The part of an environment that may go to the cluster with a submission to a standalone master.
-
-    Spark sends *all* of spark-submit's environment there; that of an Airflow worker holds secrets.
-    """
+    """The environment of a spark-submit that sends its own to the cluster: an Airflow worker's holds secrets."""
     return {
         **{name: value for name, value in env.items() if _CARRIED.fullmatch(name)},
         **given,
