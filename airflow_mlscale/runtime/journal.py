@@ -5,6 +5,7 @@ Belongs here: recording, thinning and reading back. What a record means belongs 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import threading
@@ -40,7 +41,10 @@ class Record:
 
 @dataclass
 class Journal:
-    """Keeps the latest records in memory, appends all of them to a file if one is given, tells listeners."""
+    """Keeps the latest records in memory, appends all of them to a file if one is given, tells listeners.
+
+    A file that cannot be written (a full disk) is told of once and given up: who controls goes on.
+    """
 
     path: Path | None = None
     keep: int = 5000
@@ -63,13 +67,26 @@ class Journal:
         line = json.dumps(asdict(record))
         with self._lock:
             self._records.append(record)
-            if self._file:
-                self._file.write(line + "\n")
+            self._write(line)
         for listener in self._listeners:
             try:
                 listener(record)
             except Exception:  # who listens must not stop who controls
                 log.exception("a listener of the decision journal failed")
+
+    def _write(self, line: str) -> None:
+        try:
+            if self._file:
+                self._file.write(line + "\n")
+        except OSError as exc:
+            log.warning("the decision journal %s ends here: %s", self.path, exc)
+            self._drop_file()
+
+    def _drop_file(self) -> None:
+        file, self._file = self._file, None
+        with contextlib.suppress(OSError):  # what is still buffered cannot be written either
+            if file:
+                file.close()
 
     def listen(self, listener: Callable[[Record], None]) -> None:
         """Call ``listener`` with each new record, in the thread that appends it."""
@@ -82,9 +99,8 @@ class Journal:
         return self._records[-1] if self._records else None
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
-            self._file = None
+        with self._lock:
+            self._drop_file()
 
 
 def read(path: Path) -> list[Record]:

@@ -126,6 +126,9 @@ def test_a_group_that_vanished_is_made_again(port: cgroup.CgroupPort) -> None:
     port.open("a")
     for file in port.entry_files("a"):
         file.parent.rmdir()
+    assert port.usage("a").used_core_s == 0.0
+    for file in port.entry_files("a"):
+        file.parent.rmdir()
     assert port.apply("a", ports.IDLE) == ports.IDLE
     assert [info.share for info in port.groups()] == [ports.IDLE]
 

@@ -23,6 +23,10 @@ class FakeClock:
         self._now += seconds
         self._monotonic += seconds
 
+    def set(self, seconds: float) -> None:
+        """Somebody sets the wall clock forward, or back."""
+        self._now += seconds
+
     async def sleep(self, seconds: float) -> None:
         self.slept.append(seconds)
         self.advance(seconds)

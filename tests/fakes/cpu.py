@@ -29,6 +29,8 @@ class FakeCpu:
         self.host_cores = host_cores
         self.fail: errors.MlscaleError | None = None
         """Raised by every call while set."""
+        self.promised_cores = 0.0
+        """Guaranteed to others, who come first."""
         self.applied: list[tuple[str, ports.CpuShare, ports.Terms]] = []
         """All shares asked for, in order."""
         self._groups: dict[str, _Group] = {}
@@ -52,7 +54,12 @@ class FakeCpu:
         with self._lock:
             self._check(group)
             found = self._groups[group]
-            granted = ports.granted(group, share, terms, self.host_cores)
+            free = self.host_cores - self.promised_cores
+            granted = ports.granted(group, share, terms, free)
+            granted = ports.CpuShare(
+                guaranteed_cores=granted.guaranteed_cores,
+                ceiling_cores=ports.within(share, self.host_cores).ceiling_cores,
+            )
             self.applied.append((group, share, terms))
             found.share = granted
             return found.share

@@ -13,6 +13,7 @@ from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.adapters import rest
 from airflow_mlscale.spark.adapters.profile_store import ProfileFiles
 from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, StageStatus, keyed
+from tests.fakes import disk
 
 MIB = 1 << 20
 
@@ -164,6 +165,16 @@ def test_a_store_that_cannot_be_written_is_worth_another_try(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.TransientError, match="cannot write the profile"):
         ProfileFiles(str(tmp_path / "file" / "folder")).save(Profile(key="k", plans=()))
+
+
+def test_a_full_disk_keeps_the_profile_of_before_and_no_part_of_the_new_one(tmp_path: Path) -> None:
+    store, key = ProfileFiles(str(tmp_path)), "k"
+    store.save(Profile(key=key, plans=(plan(1.0),)))
+    large = Plan(stages=(StageProfile(key="s" * disk.ROOM_BYTES, core_s=1.0, tasks=1),))
+    with disk.nearly_full(), pytest.raises(errors.TransientError, match="File too large"):
+        store.save(Profile(key=key, plans=(large,)))
+    assert store.load(key) == Profile(key=key, plans=(plan(1.0),))
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 def row(stage_id: int, attempt: int = 0, **values: object) -> dict[str, object]:

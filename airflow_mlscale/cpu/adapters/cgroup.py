@@ -100,8 +100,10 @@ class CgroupPort:
         return granted
 
     def usage(self, group: str) -> ports.CpuUsage:
-        with _translated(group):
+        with self._lock, _translated(group):
             self._check_open(group)
+            if not self._exists(group):  # as in `apply`; what it used is no longer known
+                self._make(group)
             return self.layout.usage(group)
 
     def admit(self, group: str, pid: int) -> None:

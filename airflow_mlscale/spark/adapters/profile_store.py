@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import logging
@@ -120,6 +121,8 @@ class ProfileFiles:
             self._files.pipe_file(partial, json.dumps(profiles.to_json(profile), indent=1).encode())
             self._files.mv(partial, path)
         except OSError as exc:
+            with contextlib.suppress(OSError):  # a full disk takes a part of it
+                self._files.rm_file(partial)
             raise errors.TransientError(f"cannot write the profile {path}: {exc}") from exc
 
     def _entry(self, path: str) -> Entry:

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from airflow_mlscale.runtime import journal
+from tests.fakes import disk
 
 values = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False) | st.text(max_size=40)
 parts = st.dictionaries(st.text(max_size=10), values, max_size=4)
@@ -31,7 +32,7 @@ def record(number: int, **seen: journal.Value) -> journal.Record:
 
 
 @given(written=st.lists(records, max_size=20))
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 def test_round_trip(written: list[journal.Record], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("journal") / "deep" / "journal.jsonl"
     book = journal.Journal(path)
@@ -89,7 +90,7 @@ def test_listeners_are_told(caplog: pytest.LogCaptureFixture) -> None:
 
 
 @given(count=st.integers(0, 3000), points=st.integers(1, 700))
-@settings(max_examples=60)
+@settings(max_examples=60, deadline=None)
 def test_thinning_is_even_and_keeps_the_last(count: int, points: int) -> None:
     kept = journal.thin([record(number) for number in range(count)], points=points, size_bytes=10**9)
     assert len(kept) == min(count, points)
@@ -118,3 +119,16 @@ def test_what_json_does_not_know_becomes_none() -> None:
     (row,) = journal.thin([record(1, lateness=inf, rate=nan, cores=1.0)])
     assert row["seen"] == {"lateness": None, "rate": None, "cores": 1.0}
     json.loads(json.dumps(row), parse_constant=pytest.fail)
+
+
+def test_a_full_disk_ends_the_file_and_not_the_control(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    book = journal.Journal(tmp_path / "journal.jsonl")
+    book.append(record(1))
+    with disk.nearly_full():
+        book.append(record(2, large="x" * disk.ROOM_BYTES))
+        book.append(record(3))
+    book.close()
+    assert [each.at for each in book.records()] == [1.0, 2.0, 3.0]
+    assert [each.at for each in journal.read(tmp_path / "journal.jsonl")] == [1.0]
+    (told,) = caplog.records
+    assert "journal.jsonl ends here: [Errno 27] File too large" in told.getMessage()
