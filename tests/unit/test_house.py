@@ -52,8 +52,8 @@ def test_provider_info_names_only_what_exists() -> None:
         hook = getattr(import_module(module), name)
         assert hook.conn_type == connection["connection-type"]
         assert callable(hook.test_connection)
-    for link in info["extra-links"]:
-        module, name = link.rsplit(".", 1)
+    for path in (*info["extra-links"], *(decorator["class-name"] for decorator in info["task-decorators"])):
+        module, name = path.rsplit(".", 1)
         assert getattr(import_module(module), name)
 
 
