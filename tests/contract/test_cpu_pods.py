@@ -221,11 +221,12 @@ def test_a_pod_that_ends_meanwhile_is_no_failure(cluster: Cluster, caplog: pytes
     assert caplog.text == ""
 
 
-def test_without_permission_shares_are_only_recorded(cluster: Cluster) -> None:
+def test_without_permission_shares_are_only_recorded(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
     name = cluster.executor(1)
     cluster.api.permitted = False
     port = cluster.port()
     assert not port.enforces
+    assert "allow patch on pods/resize in namespace default" in caplog.text
     assert RESERVE(0.5) == cluster.apply(port, RESERVE(0.5))
     assert cluster.api.cpu(name) == ("2", "2")
 

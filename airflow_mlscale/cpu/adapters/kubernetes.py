@@ -109,6 +109,13 @@ class PodPort:
         self._groups: dict[str, _Group] = {}
         self._lock = threading.RLock()
         self.enforces = self._permitted()
+        if self.enforces:
+            log.info("CPU shares by resizing pods of namespace %s in place, %g cores", settings.namespace, cores)
+        else:
+            log.warning(
+                "CPU shares are only recorded: allow patch on pods/resize in namespace %s to enforce them",
+                settings.namespace,
+            )
 
     def select(self, group: str, selector: str, *, container: str | None = None) -> None:
         """Open a group of the pods that a label selector chooses, now and later.

@@ -93,6 +93,9 @@ class ExecutorCountPort:
         self._clock = clock or clocks.SystemClock()
         self._changed_s: float | None = None
         self._failing = False
+        log.info(
+            "CPU shares become a number of executors, at most %d of %g cores", settings.most, settings.executor_cores
+        )
         self._folder = Path(tempfile.mkdtemp(prefix="mlscale-"))  # a socket's path must be short
 
     @property
