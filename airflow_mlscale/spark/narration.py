@@ -93,7 +93,9 @@ def line(record: Record, promise: Promise) -> str:
     """One line for one step: part done, predicted finish, cores, why."""
     progress, decided = record.seen["progress"], record.decided
     done = f"{100 * float(progress):.0f} % done" if progress is not None else f"{record.seen['stages']} stages done"
-    parts = [done, f"{float(record.seen['left_s'] or 0):.0f} s left of {promise.duration_s:.0f} s"]
+    left_s = float(record.seen["left_s"] or 0)
+    when = f"{left_s:.0f} s left of {promise.duration_s:.0f} s" if left_s >= 0 else f"{-left_s:.0f} s over the deadline"
+    parts = [done, when]
     if decided.get("finish_s") is not None:
         parts.append(f"can finish at {_interval(decided)} s")
     if decided.get("outlook") not in (None, Outlook.ON_TRACK):

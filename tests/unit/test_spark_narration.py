@@ -60,6 +60,10 @@ def test_a_line_tells_progress_prediction_and_cores() -> None:
     )
 
 
+def test_a_line_says_that_the_deadline_is_over() -> None:
+    assert narration.line(record(112), PROMISE).startswith("3 stages done, 12 s over the deadline, ")
+
+
 def test_the_log_has_a_line_every_ten_seconds_however_often_the_share_moves(lines: pytest.LogCaptureFixture) -> None:
     narrator = narration.Narrator(PROMISE)
     for t in range(60):
