@@ -45,6 +45,8 @@ class CountSettings:
     least: int = 1
     settle_s: float = 15.0
     """Least time between two changes: a new executor needs 12 s to its first task and costs 5 to 7 core-seconds."""
+    repeat_s: float = 5.0
+    """How often an unchanged number is asked for again: executors that were on their way may have come since."""
     spare: float = 0.1
     """Part of an executor by which fewer must suffice before one is given up."""
     timeout_s: float = 5.0
@@ -92,6 +94,7 @@ class ExecutorCountPort:
         self._counted = group
         self._clock = clock or clocks.SystemClock()
         self._changed_s: float | None = None
+        self._asked_s: float | None = None
         self._failing = False
         log.info(
             "CPU shares become a number of executors, at most %d of %g cores", settings.most, settings.executor_cores
@@ -135,16 +138,20 @@ class ExecutorCountPort:
 
     def _bring(self, count: int) -> None:
         now_s = self._clock.monotonic()
-        resting = self._changed_s is not None and now_s - self._changed_s < self.settings.settle_s
-        if count == self.count or resting or not self.socket.exists():
+        if self._changed_s is not None and now_s - self._changed_s < self.settings.settle_s:
+            count = self.count
+        fresh = self._asked_s is not None and now_s - self._asked_s < self.settings.repeat_s
+        if (count == self.count and fresh) or not self.socket.exists():
             return
         answer = self._ask(count)
         if "error" in answer:
             log.log(logging.DEBUG if self._failing else logging.WARNING, "executors: %s", answer["error"])
             self._failing = True
         elif answer.get("executors") is not None:  # the application has its SparkContext
-            log.info("executors: %d asked for, %s run, %s leave", count, answer["executors"], answer.get("leaving"))
-            self.count, self._changed_s, self._failing = count, now_s, False
+            self._asked_s, self._failing = now_s, False
+            if count != self.count:
+                log.info("executors: %d asked for, %s run, %s leave", count, answer["executors"], answer.get("leaving"))
+                self.count, self._changed_s = count, now_s
 
     def _ask(self, count: int) -> Mapping[str, object]:
         try:
