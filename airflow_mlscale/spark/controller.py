@@ -265,7 +265,8 @@ class DeadlineController:
         try:
             return self.cpu.apply(self.job.group, wanted, terms), ""
         except errors.AdmissionRefusedError as exc:
-            if self._last is None and self.latest is None:  # nothing is lost yet: refuse the whole run
+            begun = self._last or self.latest or self.journal.last()
+            if not begun:  # nothing is lost yet: refuse the whole run
                 raise
             return self.cpu.apply(self.job.group, wanted, replace(terms, minimum_cores=0.0)), f"; {exc}"
 
