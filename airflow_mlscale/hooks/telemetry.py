@@ -7,12 +7,15 @@ becomes that, ``.met`` and ``.missed`` at the end; timer ``.duration``. All with
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+from airflow.sdk.configuration import conf
 from airflow.sdk.observability import stats
+from airflow.sdk.observability.metrics import stats_utils
 
 from airflow_mlscale.runtime.journal import Record
 from airflow_mlscale.spark import changes
@@ -46,3 +49,22 @@ class SparkMetrics:
             return
         stats.timing(f"{PREFIX}.duration", timedelta(seconds=summary["finish_s"]), tags=dict(self.tags))
         stats.incr(f"{PREFIX}.{'met' if summary['met'] else 'missed'}", tags=dict(self.tags))
+
+
+def of(task_instance: Any) -> SparkMetrics:
+    """The metrics of a task instance."""
+    return SparkMetrics({"dag_id": task_instance.dag_id, "task_id": task_instance.task_id})
+
+
+def in_triggerer(task_instance: Any) -> SparkMetrics:
+    """As `of`, where only Airflow's core has its metrics set up, and a test's trigger may have no task."""
+    _set_up()
+    return of(task_instance) if task_instance else SparkMetrics({})
+
+
+@functools.cache
+def _set_up() -> None:
+    """Once a process, as Airflow's task runner does it."""
+    stats.initialize(
+        factory=stats_utils.get_stats_factory(), export_legacy_names=conf.getboolean("metrics", "legacy_names_on")
+    )

@@ -116,8 +116,7 @@ def looking_on(
 
 def metrics(context: Mapping[str, Any]) -> telemetry.SparkMetrics:
     """The metrics of this task."""
-    ti = context["ti"]
-    return telemetry.SparkMetrics({"dag_id": ti.dag_id, "task_id": ti.task_id})
+    return telemetry.of(context["ti"])
 
 
 def told_afterwards(records: Iterable[Record], context: Mapping[str, Any], given: Sequence[Callback | str]) -> None:

@@ -11,7 +11,9 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mlscale import errors
 from airflow_mlscale.hooks import spark as hooks
+from airflow_mlscale.hooks import telemetry
 from airflow_mlscale.runtime import journal
+from airflow_mlscale.runtime.aside import Aside
 from airflow_mlscale.spark import cluster_run, follow, ticket
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Profile
@@ -45,7 +47,9 @@ class DeadlineSparkTrigger(BaseTrigger):
             known = ticket.from_json(self.submission)
             connection = await hooks.DeadlineSparkSubmitHook.aget_connection(self.conn_id)
             self._follower = await asyncio.to_thread(hooks.follower, known, connection, end_at=self.end_at)
-            found = event(known, await self._follower.run())
+            with Aside(telemetry.in_triggerer(self.task_instance), "Spark metrics", patience_s=1.0) as metrics:
+                self._follower.journal.listen(metrics)
+                found = event(known, await self._follower.run())
         except errors.MlscaleError as exc:
             found = failure(self.submission, exc)
         yield TriggerEvent(found)  # type: ignore[no-untyped-call]

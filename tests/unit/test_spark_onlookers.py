@@ -14,6 +14,7 @@ from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import statsd_logger
 
 from airflow_mlscale import errors
+from airflow_mlscale.hooks import telemetry
 from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
 from airflow_mlscale.operators import onlookers
 from airflow_mlscale.operators.spark import DeadlineSparkSubmitOperator
@@ -181,3 +182,14 @@ def test_the_links_are_known_to_the_serialised_dag() -> None:
         "Spark master": "mlscale_spark_master",
     }
     assert task.has_retry_policy
+
+
+def test_the_triggerer_sets_up_airflows_metrics_itself(
+    statsd: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__METRICS__STATSD_ON", "True")
+    stats.initialize(factory=NoStatsLogger, export_legacy_names=True)  # as a triggerer begins
+    telemetry._set_up.cache_clear()
+    metrics = telemetry.in_triggerer(federated_task.TaskInstance("task"))
+    metrics(record(20, progress=0.25, deadline_s=100))
+    assert "airflow.mlscale.spark.progress,dag_id=a_dag,task_id=task:0.25|g" in statsd()
