@@ -10,11 +10,11 @@ import asyncio
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.cpu.ports import IDLE, UNMANAGED, CpuPort, CpuShare, Terms
+from airflow_mlscale.cpu.ports import UNMANAGED, CpuPort
 from airflow_mlscale.runtime import clock as clocks
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
@@ -75,10 +75,7 @@ class DeadlineController:
     _ledger: profiles.Ledger = field(default_factory=profiles.Ledger, init=False)
     _booked: Progress | None = field(default=None, init=False)
     _meters: dict[str, grants.Meter] = field(default_factory=dict, init=False)
-    _share: CpuShare = field(default=UNMANAGED, init=False)
-    _driver_cores: float = field(default=0.0, init=False)
-    _short: str = field(default="", init=False)
-    """Why less is guaranteed than was asked for; empty when it is not."""
+    _grant: grants.Grant = field(default=grants.UNASKED, init=False)
     _last: Decision | None = field(default=None, init=False)
     _started: float = field(init=False)
     """What the wall clock would have shown when the monotonic one was at 0."""
@@ -219,7 +216,7 @@ class DeadlineController:
             elapsed_s=elapsed - (self.submitted_at or elapsed),
             by_stage=self._ledger.by_stage,
             driver_used_core_s=self.driver_used_core_s,
-            granted_cores=self._share.guaranteed_cores if self._short else None,
+            granted_cores=self._grant.share.guaranteed_cores if self._grant.contended else None,
         )
 
     def _book(self) -> None:
@@ -236,47 +233,39 @@ class DeadlineController:
         return self._meters[group].used_core_s
 
     def _apply(self, decision: Decision) -> None:
-        wanted = CpuShare(guaranteed_cores=decision.guaranteed_cores, ceiling_cores=decision.ceiling_cores)
-        settings = self.job.settings
-        deadline_at, ttl_s = self.job.promise.deadline_at, settings.ttl_s
-        minimum = min(settings.min_cores or 0.0, wanted.guaranteed_cores)
-        terms = Terms(minimum_cores=minimum, deadline_at=deadline_at, ttl_s=ttl_s)
         self._integrate()
-        # Applied at every step, changed or not: it renews a lease and repairs what others did to the group.
-        self._share, refused = self._leased(wanted, terms)
-        self._short = refused or grants.why_short(wanted, self._share, host_cores=self.cpu.host_cores)
-        if self.job.driver_group:
-            share = CpuShare(guaranteed_cores=decision.driver_cores)
-            granted = self.cpu.apply(self.job.driver_group, share, Terms(deadline_at=deadline_at, ttl_s=ttl_s))
-            self._driver_cores = granted.guaranteed_cores
-        ceiling = self._share.ceiling_cores
+        begun = self._last or self.latest or self.journal.last()
+        # Asked for at every step, changed or not: it renews a lease and repairs what others did to the group.
+        self._grant = self._asker().ask(decision, strict=not begun)  # before that, refuse the whole run
+        self._hold()
+        self._record(decision, f"{decision.reason}{self._grant.why}")
+
+    def _asker(self) -> grants.Asker:
+        job = self.job
+        return grants.Asker(
+            cpu=self.cpu,
+            group=job.group,
+            driver_group=job.driver_group,
+            min_cores=job.settings.min_cores or 0.0,
+            deadline_at=job.promise.deadline_at,
+            ttl_s=job.settings.ttl_s,
+        )
+
+    def _hold(self) -> None:
+        ceiling = self._grant.share.ceiling_cores
         held = totals.Held(
-            guaranteed_cores=self._share.guaranteed_cores + self._driver_cores,
+            guaranteed_cores=self._grant.share.guaranteed_cores + self._grant.driver_cores,
             ceiling_cores=self._slots() if ceiling is None else ceiling,
         )
         self.totals = self.totals.holding(held)
-        self._record(decision, f"{decision.reason}{self._short}")
-
-    def _leased(self, wanted: CpuShare, terms: Terms) -> tuple[CpuShare, str]:
-        """What is granted, and why that lacks the least cores, if it does.
-
-        An agent that was restarted may have promised them to others meanwhile: no reason to go without a share.
-        """
-        try:
-            return self.cpu.apply(self.job.group, wanted, terms), ""
-        except errors.AdmissionRefusedError as exc:
-            begun = self._last or self.latest or self.journal.last()
-            if not begun:  # nothing is lost yet: refuse the whole run
-                raise
-            return self.cpu.apply(self.job.group, wanted, replace(terms, minimum_cores=0.0)), f"; {exc}"
 
     def _without_control(self, why: errors.MlscaleError) -> None:
         """Nothing was measured or applied: soon nothing is guaranteed any more, and nothing limited."""
         if self._last is None:
             return
         self._integrate()
-        self._share, self._driver_cores, self._short = IDLE, 0.0, ""
-        self.totals = self.totals.holding(totals.Held(ceiling_cores=self._slots()))
+        self._grant = grants.NOTHING
+        self._hold()
         self._record(self._last, f"no control, nothing limits the application: {why}")
 
     def _slots(self) -> float:
@@ -303,7 +292,7 @@ class DeadlineController:
         self._last = decision
         promise, last, news = self.job.promise, self.journal.last(), self._clock_news()
         seen = records.seen(self._observation(), decision, promise, slots=self._slots())
-        decided = records.decided(decision, promise, share=self._share, driver_cores=self._driver_cores)
+        decided = records.decided(decision, promise, self._grant)
         self.journal.append(
             Record(
                 at=self.clock.now(),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from airflow_mlscale.cpu.ports import CpuShare
 from airflow_mlscale.runtime.journal import Value
 from airflow_mlscale.spark import grants
 from airflow_mlscale.spark.model import Decision, Observation, Promise
@@ -26,13 +25,13 @@ def seen(observation: Observation, decision: Decision, promise: Promise, *, slot
     }
 
 
-def decided(decision: Decision, promise: Promise, *, share: CpuShare, driver_cores: float) -> dict[str, Value]:
-    """What was decided, and what the host made of it: ``share`` for executors, ``driver_cores`` for the driver."""
+def decided(decision: Decision, promise: Promise, grant: grants.Grant) -> dict[str, Value]:
+    """What was decided, and what the host made of it."""
     return {
         "asked_cores": round(decision.guaranteed_cores, 3),
-        "guaranteed_cores": round(share.guaranteed_cores, 3),
-        "ceiling_cores": share.ceiling_cores,
-        "driver_cores": round(driver_cores, 3),
+        "guaranteed_cores": round(grant.share.guaranteed_cores, 3),
+        "ceiling_cores": grant.share.ceiling_cores,
+        "driver_cores": round(grant.driver_cores, 3),
         "needed_cores": round(decision.needed_cores, 3),
         "finish_s": _after(promise, decision.finish_at),
         "finish_low_s": _after(promise, decision.finish_low_at),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from airflow_mlscale.runtime.journal import Record
+from airflow_mlscale.spark import grants
 from airflow_mlscale.spark.model import Mode, Outlook
 from tests.fakes.spark import Part, SimulatedApplication
 from tests.fakes.spark_host import SimulatedHost
@@ -78,7 +79,9 @@ async def test_by_earliest_deadline_nobody_misses_who_need_not(demands: dict[str
 async def test_by_earliest_deadline_the_latest_gives_way_first_and_knows_it(demands: dict[str, Demand]) -> None:
     host = await run(demands, policy="earliest_deadline")
     earliest, *_, latest = demands
-    assert cut(host, earliest) == []
+    for record in cut(host, earliest):  # only by what keeps the others alive
+        missing = record.decided["asked_cores"] - record.decided["guaranteed_cores"]
+        assert missing <= grants.ALIVE_CORES * (len(demands) - 1) + 1e-3
     told = cut(host, latest)
     assert told
     for record in told:
@@ -123,6 +126,6 @@ async def test_a_job_without_a_deadline_costs_nobody_a_promise_and_gets_what_is_
 async def test_together_with_less_than_the_host_nobody_is_cut() -> None:
     host = await run({"one": Demand(30.0, 60.0), "other": Demand(30.0, 80.0)}, policy="proportional")
     assert missed(host) == set()
-    starting_s = 10.0  # both ask for all cores until their executors are there
+    # Both ask for all cores until their executors are there, and for the last bit of work.
     for name in host.jobs:
-        assert [record for record in cut(host, name) if record.seen["t_s"] > starting_s] == []
+        assert [record for record in cut(host, name) if 10.0 < record.seen["t_s"] and record.seen["left_s"] > 5.0] == []

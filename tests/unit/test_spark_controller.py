@@ -151,7 +151,7 @@ def test_a_minimum_that_the_host_refuses_in_mid_run_is_done_without() -> None:
     record = steps.take()
     assert record.decided["guaranteed_cores"] == 0.3
     assert "asks for at least 0.5 cores" in record.reason
-    assert cpu.applied[-1][2].minimum_cores == 0.0
+    assert cpu.applied[-1][2].minimum_cores == 0.0  # the second try
     cpu.promised_cores = 0.0
     assert "at least" not in steps.take().reason
     assert cpu.applied[-1][2].minimum_cores == 0.5
