@@ -128,4 +128,4 @@ async def test_together_with_less_than_the_host_nobody_is_cut() -> None:
     assert missed(host) == set()
     # Both ask for all cores until their executors are there, and for the last bit of work.
     for name in host.jobs:
-        assert [record for record in cut(host, name) if 10.0 < record.seen["t_s"] and record.seen["left_s"] > 5.0] == []
+        assert [record for record in cut(host, name) if 10.0 < float(record.seen["t_s"]) < 55.0] == []
