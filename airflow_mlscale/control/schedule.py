@@ -106,11 +106,15 @@ def cores_within(nodes: Sequence[Node], time_s: float) -> float:
     return 1 / fast if fast > 0 else inf
 
 
-@dataclass
+@dataclass(slots=True, eq=False)
 class _Running:
+    """A node that has begun, in one of its phases; changed in place: this is where a decision spends its time."""
+
     position: int
     left: list[Phase]
     work_core_s: float
+    parallelism: float
+    speed: float = 0.0
 
 
 def _followers(nodes: Sequence[Node]) -> list[list[int]]:
@@ -131,11 +135,10 @@ def _duration_s(nodes: Sequence[Node], followers: Sequence[Sequence[int]], cores
     running: list[_Running] = []
     while begins or running:
         while begins and begins[0][0] <= now + _NOTHING:
-            _, position = heappop(begins)
-            left = list(nodes[position].phases)
-            insort(running, _Running(position, left, left[0].work_core_s if left else 0.0), key=_position)
-        now += _advance(running, cores, until=begins[0][0] - now if begins else inf)
-        for each in [each for each in running if not each.left]:
+            insort(running, _begun(nodes, heappop(begins)[1]), key=_position)
+        seconds, ended = _advance(running, cores, until=begins[0][0] - now if begins else inf)
+        now += seconds
+        for each in ended:
             running.remove(each)
             for position in followers[each.position]:
                 waits[position] -= 1
@@ -144,27 +147,38 @@ def _duration_s(nodes: Sequence[Node], followers: Sequence[Sequence[int]], cores
     return now
 
 
+def _begun(nodes: Sequence[Node], position: int) -> _Running:
+    first, *left = nodes[position].phases or (Phase(0.0, 1.0),)
+    return _Running(position, left, first.work_core_s, first.parallelism)
+
+
 def _position(running: _Running) -> int:
     return running.position
 
 
-def _advance(running: Sequence[_Running], cores: float, *, until: float) -> float:
-    """Let time pass until a phase ends or ``until`` seconds are over; returns how much passed."""
-    speeds = []
-    seconds = until
+def _advance(running: Sequence[_Running], cores: float, *, until: float) -> tuple[float, list[_Running]]:
+    """Let time pass until a phase ends or ``until`` seconds are over; returns how much passed, and who ended."""
+    seconds, served = until, []
     for each in running:
-        speed = min(cores, each.left[0].parallelism) if each.left else 0.0
-        speeds.append(speed)
-        cores -= speed
-        if not each.left:
-            seconds = 0.0
-        elif speed > _NOTHING:
-            seconds = min(seconds, each.work_core_s / speed)
-    for each, speed in zip(running, speeds, strict=True):
-        if not each.left:
+        if each.work_core_s <= _NOTHING:
+            seconds, each.speed = 0.0, 0.0
+            served.append(each)
             continue
-        each.work_core_s -= speed * seconds
-        if each.work_core_s <= _NOTHING * max(1.0, each.left[0].work_core_s):
-            each.left.pop(0)
-            each.work_core_s = each.left[0].work_core_s if each.left else 0.0
-    return seconds
+        if cores <= _NOTHING:
+            continue
+        each.speed = speed = each.parallelism if each.parallelism < cores else cores
+        cores -= speed
+        served.append(each)
+        if each.work_core_s < seconds * speed:
+            seconds = each.work_core_s / speed
+    ended = []
+    for each in served:
+        each.work_core_s -= each.speed * seconds
+        if each.work_core_s > _NOTHING:
+            continue
+        if not each.left:
+            ended.append(each)
+            continue
+        phase = each.left.pop(0)
+        each.work_core_s, each.parallelism = phase.work_core_s, phase.parallelism
+    return seconds, ended
