@@ -20,6 +20,8 @@ class Chance:
     stage_sd: float = 0.04
     task_sd: float = 0.10
     gap_sd: float = 0.20
+    edge_sd: float = 0.10
+    """Of the time before the first job and after the last."""
     scale_range: tuple[float, float] = (0.95, 1.05)
     """Of the input, and with it of the work, against the application as it is described."""
     straggler: float = 0.004
@@ -105,8 +107,8 @@ def draw(application: Application, rng: Random, chance: Chance = USUAL) -> Draw:
         planned,
         stages=tuple(stages),
         jobs=jobs,
-        lead_s=planned.lead_s * rng.lognormvariate(0, 0.1),
-        tail_s=planned.tail_s * rng.lognormvariate(0, 0.1),
+        lead_s=planned.lead_s * rng.lognormvariate(0, chance.edge_sd),
+        tail_s=planned.tail_s * rng.lognormvariate(0, chance.edge_sd),
     )
     failures = {
         (place, task): rng.random()
