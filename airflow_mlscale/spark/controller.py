@@ -189,16 +189,16 @@ class DeadlineController:
         return profiles.observed(self._ledger, self.latest, submitted_at=self.submitted_at, ended_at=ended_at)
 
     async def observe(self) -> Observation:
-        await self._stepped(self._book)
+        try:
+            await asyncio.to_thread(self._book)
+        except errors.MlscaleError as exc:  # put on record, for people, and left to the loop
+            await asyncio.to_thread(self._without_meter, exc)
+            raise
         return self._observation()
 
     async def act(self, plan: Decision) -> None:
-        await self._stepped(functools.partial(self._apply, plan))
-
-    async def _stepped(self, part: Callable[[], None]) -> None:
-        """A part of a step; a failure is put on record, for people, and left to the loop."""
         try:
-            await asyncio.to_thread(part)
+            await asyncio.to_thread(self._apply, plan)
         except errors.MlscaleError as exc:
             self._without_control(exc)
             raise
@@ -233,12 +233,15 @@ class DeadlineController:
         return self._meters[group].used_core_s
 
     def _apply(self, decision: Decision) -> None:
-        self._integrate()
         begun = self._last or self.latest or self.journal.last()
-        # Asked for at every step, changed or not: it renews a lease and repairs what others did to the group.
-        self._grant = self._asker().ask(decision, strict=not begun)  # before that, refuse the whole run
-        self._hold()
+        self._ask(decision, strict=not begun)  # before that, refuse the whole run
         self._record(decision, f"{decision.reason}{self._grant.why}")
+
+    def _ask(self, decision: Decision, *, strict: bool = False) -> None:
+        """At every step, changed or not: it renews a lease and repairs what others did to the group."""
+        self._integrate()
+        self._grant = self._asker().ask(decision, strict=strict)
+        self._hold()
 
     def _asker(self) -> grants.Asker:
         job = self.job
@@ -259,8 +262,19 @@ class DeadlineController:
         )
         self.totals = self.totals.holding(held)
 
+    def _without_meter(self, why: errors.MlscaleError) -> None:
+        """Nothing was measured: the last share is held on to, or its lease would run out."""
+        if self._last is None:
+            return
+        try:
+            self._ask(self._last)
+        except errors.MlscaleError as exc:
+            self._without_control(exc)
+            return
+        self._record(self._last, f"the last share holds: {why}")
+
     def _without_control(self, why: errors.MlscaleError) -> None:
-        """Nothing was measured or applied: soon nothing is guaranteed any more, and nothing limited."""
+        """Nothing was applied: soon nothing is guaranteed any more, and nothing limited."""
         if self._last is None:
             return
         self._integrate()

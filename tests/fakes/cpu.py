@@ -29,6 +29,8 @@ class FakeCpu:
         self.host_cores = host_cores
         self.fail: errors.MlscaleError | None = None
         """Raised by every call while set."""
+        self.fail_usage: errors.MlscaleError | None = None
+        """Raised by `usage` while set."""
         self.promised_cores = 0.0
         """Guaranteed to others, who come first."""
         self.applied: list[tuple[str, ports.CpuShare, ports.Terms]] = []
@@ -67,6 +69,8 @@ class FakeCpu:
     def usage(self, group: str) -> ports.CpuUsage:
         with self._lock:
             self._check(group)
+            if self.fail_usage:
+                raise self.fail_usage
             return ports.CpuUsage(used_core_s=self._groups[group].used_core_s)
 
     def admit(self, group: str, pid: int) -> None:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from pathlib import Path
+from typing import cast
 
 import pytest
 
 from airflow_mlscale import errors
+from airflow_mlscale.cpu import ports
+from airflow_mlscale.cpu.adapters import lease_client
+from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.spark.beside import Beside
 from airflow_mlscale.spark.controller import DeadlineController, Job
 from airflow_mlscale.spark.model import Mode, Outlook, Profile, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
+from tests.fakes import cpu_agent
 from tests.fakes.clock import FakeClock
 from tests.fakes.cpu import FakeCpu
 from tests.fakes.spark import FakeProgress, Part, SimulatedApplication
@@ -69,8 +76,9 @@ WORK = Part(core_s=60.0, tasks=60)
 class Steps:
     """A controller whose steps are taken by hand, one second each, with an application that runs as fast as it may."""
 
-    def __init__(self, cpu: FakeCpu, *, min_cores: float | None = None) -> None:
-        self.cpu, self.clock = cpu, FakeClock()
+    def __init__(self, cpu: ports.CpuPort, *, host: FakeCpu | None = None, min_cores: float | None = None) -> None:
+        self.host = host or cast("FakeCpu", cpu)
+        self.clock = FakeClock()
         self.application = SimulatedApplication([WORK], now=self.clock.now())
         now = self.clock.now()
         self.control = DeadlineController(
@@ -103,9 +111,9 @@ class Steps:
 
     async def _step(self) -> None:
         before = self.application.used_core_s
-        if self.cpu.fail is None:
-            self.application.advance(1.0, self.cpu.share("job").guaranteed_cores)
-            self.cpu.burn("job", self.application.used_core_s - before)
+        if self.host.fail is None:
+            self.application.advance(1.0, self.host.share("job").guaranteed_cores)
+            self.host.burn("job", self.application.used_core_s - before)
         self.clock.advance(1.0)
         await self.control.read()
         try:
@@ -177,6 +185,49 @@ def test_steps_without_an_agent_are_on_record_and_promise_nothing() -> None:
     assert steps.control.totals.granted_core_s == granted_core_s + held_core_s
     cpu.fail = None
     assert steps.take().decided["guaranteed_cores"] == cpu.share("job").guaranteed_cores > 0
+
+
+def test_a_share_is_held_on_to_while_its_meter_fails() -> None:
+    cpu = FakeCpu()
+    steps = Steps(cpu)
+    before = steps.take(20)
+    cpu.fail_usage = errors.TransientError("the kernel refused")
+    asked = len(cpu.applied)
+    record = steps.take()
+    assert len(cpu.applied) == asked + 1  # renewed
+    assert record.decided["guaranteed_cores"] == before.decided["guaranteed_cores"]
+    assert record.reason == "the last share holds: the kernel refused"
+    cpu.fail_usage = None
+    steps.take()
+    assert steps.control.used_core_s == pytest.approx(steps.application.used_core_s)  # nothing was lost meanwhile
+
+
+class SlowCpu(FakeCpu):
+    """Answers only while ``quick`` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.quick = threading.Event()
+        self.quick.set()
+
+    def usage(self, group: str) -> ports.CpuUsage:
+        self.quick.wait(timeout=60)
+        return super().usage(group)
+
+
+def test_an_agent_that_answers_too_slowly_is_gone_until_it_answers_again(tmp_path: Path) -> None:
+    host = SlowCpu()
+    with cpu_agent.agent_thread(host, tmp_path / "agent.sock") as address:
+        steps = Steps(lease_client.LeasePort(address), host=host)
+        steps.take(5)
+        host.quick.clear()
+        try:
+            assert "does not answer" in steps.take().reason
+        finally:
+            host.quick.set()
+        processes.wait_until(
+            lambda: "does not answer" not in steps.take().reason, what="control", timeout_s=30, poll_s=0.0
+        )
 
 
 def test_work_is_counted_on_when_somebody_removed_the_group() -> None:
