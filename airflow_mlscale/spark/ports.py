@@ -91,6 +91,7 @@ class RemoteApplication(Protocol):
 
         Raises:
             UnreachableError: the driver does not answer, or not yet.
+            KeyError: it answers that there is no such thing.
         """
 
     def kill(self) -> None:

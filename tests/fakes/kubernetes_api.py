@@ -52,7 +52,7 @@ class FakeKubernetes:
     resizable: bool = True
     """Whether the server has the ``resize`` subresource."""
     proxied: Callable[[str, str], Answer] | None = None
-    """Answers what is asked through a pod's proxy: pod (``name:port``) and path."""
+    """Answers what is asked through a pod's proxy: pod (``name:port``) and path with query."""
     lock: threading.RLock = field(default_factory=threading.RLock)
     _version: int = 1
 
@@ -132,7 +132,8 @@ class FakeKubernetes:
             chosen = self._chosen(found[1], query)
             return 200, {"apiVersion": "v1", "kind": "PodList", "metadata": {}, "items": chosen}
         if found := re.fullmatch(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)/proxy(/.*)", path):
-            return self.proxied(found[2], found[3]) if self.proxied else _missing()
+            asked = "&".join(f"{name}={value}" for name, values in query.items() for value in values)
+            return self.proxied(found[2], f"{found[3]}?{asked}".rstrip("?")) if self.proxied else _missing()
         if found := re.fullmatch(r"/api/v1/namespaces/([^/]+)/pods/([^/]+)(/resize)?", path):
             return self._pod(method, (found[1], found[2]), bool(found[3]), body, kind)
         return _missing()

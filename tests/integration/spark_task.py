@@ -18,6 +18,9 @@ class Store(dict[str, object]):
     def set(self, key: str, value: object) -> None:
         self[key] = json.loads(json.dumps(value))
 
+    def delete(self, key: str) -> None:
+        self.pop(key, None)
+
 
 def context(store: Store | None = None, **task_instance: object) -> dict[str, object]:
     """The part of a task's context that the operator uses."""

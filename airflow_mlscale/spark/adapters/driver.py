@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import httpx
+
 from airflow_mlscale import errors
 from airflow_mlscale.spark import ports
 from airflow_mlscale.spark.adapters import rest
@@ -27,7 +29,12 @@ class RemoteProgress(rest.RestProgress):
             raise
 
     async def _get(self, path: str) -> Any:
-        return await asyncio.to_thread(self._remote.driver, path)
+        try:
+            return await asyncio.to_thread(self._remote.driver, path)
+        except KeyError:
+            missing = httpx.Response(404, request=httpx.Request("GET", f"{self.url}{path}"))
+            missing.raise_for_status()
+            raise
 
 
 def is_ours(row_properties: Any, run: str) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
@@ -38,14 +39,14 @@ def configuration(master_url: str, *, config_file: str | None = None) -> Any:
             "kubernetes", None, "is not installed here; pip install 'airflow-provider-mlscale[kubernetes]'"
         ) from exc
     found = client.Configuration()
+    usual = Path(os.environ.get("KUBECONFIG", config.KUBE_CONFIG_DEFAULT_LOCATION)).expanduser()
     try:
-        if config_file:
-            config.load_kube_config(config_file=config_file, client_configuration=found)
-        else:
-            config.load_config(client_configuration=found)
+        if config_file or usual.exists():
+            config.load_kube_config(config_file=config_file or str(usual), client_configuration=found)
+        elif os.environ.get("KUBERNETES_SERVICE_HOST"):
+            config.load_incluster_config(client_configuration=found)
     except (config.ConfigException, OSError) as exc:
-        if config_file:
-            raise errors.InvalidInputError("kube_config", config_file, f"cannot be used: {exc}") from exc
+        raise errors.InvalidInputError("kube_config", config_file or str(usual), f"cannot be used: {exc}") from exc
     found.host = api_server(master_url)
     return found
 
@@ -104,15 +105,21 @@ class KubernetesApplication:
         if self._pod is None and self.find() is None:
             raise errors.UnreachableError("the Spark driver", self.namespace, "its pod is not there yet")
         with self._reached("the Spark driver"):
-            # The client would turn the answer into Python's notation: it is taken as it came.
-            answer = self._api.connect_get_namespaced_pod_proxy_with_path(
-                f"{self._pod}:{self.ui_port}",
-                self.namespace,
-                f"api/v1{path}",
-                _preload_content=False,
-                _request_timeout=self._timeout_s,
+            # The client's own method for this would escape the path, and drop its query.
+            client = self._api.api_client
+            answer = client.rest_client.pool_manager.request(
+                "GET",
+                f"{client.configuration.host}/api/v1/namespaces/{self.namespace}/pods/{self._pod}:{self.ui_port}"
+                f"/proxy/api/v1{path}",
+                headers={"Accept": "application/json", **_authority(client.configuration)},
+                timeout=self._timeout_s,
+                retries=False,
             )
-            return json.loads(answer.data)
+            if answer.status == 404:
+                raise KeyError(path)
+            if answer.status >= 400:
+                raise ValueError(f"HTTP {answer.status} through the API server; its role needs get on pods/proxy")
+            return answer.json()
 
     def kill(self) -> None:
         if self._pod is None and self.find() is None:
@@ -153,6 +160,12 @@ class KubernetesApplication:
             raise errors.UnreachableError(who, address, f"HTTP {exc.status} {exc.reason}{fix}") from exc
         except (HTTPError, ValueError) as exc:
             raise errors.UnreachableError(who, address, str(exc)) from exc
+
+
+def _authority(configuration: Any) -> dict[str, str]:
+    """Headers with the credentials."""
+    settings = configuration.auth_settings().values()
+    return {part["key"]: part["value"] for part in settings if part.get("in") == "header" and part.get("value")}
 
 
 def _terminated(pod: Any) -> Any:

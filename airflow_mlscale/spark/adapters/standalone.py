@@ -63,6 +63,8 @@ class StandaloneApplication:
         try:
             return self._json(f"{self._api}{path}")
         except httpx.HTTPError as exc:
+            if isinstance(exc, httpx.HTTPStatusError) and exc.response.status_code == 404:
+                raise KeyError(path) from exc
             address, self._api = self._api, None  # it may have been started anew, elsewhere
             raise errors.UnreachableError("the Spark driver", address, str(exc)) from exc
 

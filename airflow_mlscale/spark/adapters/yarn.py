@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -63,7 +64,8 @@ class YarnApplication:
     def kill(self) -> None:
         application = self._application_id or self.find()
         if application is not None:
-            self._ask("YARN", "PUT", f"/ws/v1/cluster/apps/{application}/state", json={"state": "KILLED"})
+            with suppress(KeyError):
+                self._ask("YARN", "PUT", f"/ws/v1/cluster/apps/{application}/state", json={"state": "KILLED"})
 
     def close(self) -> None:
         self._client.close()
@@ -71,7 +73,10 @@ class YarnApplication:
     def _row(self) -> Mapping[str, Any] | None:
         """The application; of several tries of one run the latest."""
         if self._application_id is not None:
-            row: Mapping[str, Any] = self._ask("YARN", "GET", f"/ws/v1/cluster/apps/{self._application_id}")["app"]
+            try:
+                row: Mapping[str, Any] = self._ask("YARN", "GET", f"/ws/v1/cluster/apps/{self._application_id}")["app"]
+            except KeyError:  # YARN forgets the oldest
+                return None
             return row
         answer = self._ask("YARN", "GET", "/ws/v1/cluster/apps", params={"applicationTags": f"{TAG}{self.run}"})
         rows = sorted((answer.get("apps") or {}).get("app") or (), key=lambda row: int(row.get("startedTime") or 0))
@@ -87,6 +92,8 @@ class YarnApplication:
             answer.raise_for_status()
             return answer.json() if answer.content else None
         except (httpx.HTTPError, ValueError) as exc:
+            if isinstance(exc, httpx.HTTPStatusError) and exc.response.status_code == 404:
+                raise KeyError(path) from exc
             raise errors.UnreachableError(
                 who, self.rm_url, f"{exc}; check yarn_resourcemanager_webapp_address in the connection's extra field"
             ) from exc
