@@ -230,7 +230,7 @@ def test_an_unreachable_master_is_named_before_anything_starts(monkeypatch: pyte
         ({"application": "/nowhere/job.py"}, "application='/nowhere/job.py': there is no such file"),
         ({"deadline": datetime(2020, 1, 1, tzinfo=UTC)}, "deadline=.*lies .* s in the past"),
         ({"conn_id": "unheard_of"}, "conn_id='unheard_of': there is no such connection"),
-        ({"deploy_mode": "cluster"}, "deploy_mode='cluster': use client"),
+        ({"deploy_mode": "cluster"}, "deploy_mode='cluster': Spark runs no Python drivers on a standalone cluster"),
         ({"profile_store": "gopher://x/y"}, "profile_store='gopher://x/y'"),
     ],
 )
