@@ -12,7 +12,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,8 @@ class HeldJob:
 def operator(made: dict[str, Any]) -> Any:
     from airflow_mlscale.operators.spark import DeadlineSparkSubmitOperator
 
-    return DeadlineSparkSubmitOperator(task_id="task", **{**made, "deadline": timedelta(seconds=made["deadline"])})
+    deadline = made["deadline"] if isinstance(made["deadline"], datetime) else timedelta(seconds=made["deadline"])
+    return DeadlineSparkSubmitOperator(task_id="task", **{**made, "deadline": deadline})
 
 
 def markers(folder: Path) -> frozenset[str]:
