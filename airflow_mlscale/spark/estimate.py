@@ -14,16 +14,17 @@ from airflow_mlscale.control import schedule
 from airflow_mlscale.spark.model import Observation, Plan, Profile, Progress, Stage, StageProfile, StageStatus, numbered
 from airflow_mlscale.spark.profile import SCALE_BYTES, size_ratio
 
-IN_FLIGHT = 0.9
+IN_FLIGHT = 0.8
 """Part of a running task that may at most be taken for done before Spark reports its end."""
 BETA_RANGE = (0.2, 8.0)
 _TELLING_PART = 0.25
 """Part of a stage's tasks whose input tells that of all."""
 _KIND_TRUST = 0.5
 _STAGE_TRUST = 0.5
-"""Weight of the more general β in a kind's or a stage's own, as a part of the profile's weight in all."""
+"""Weight of the more general β in a kind's, as a part of the profile's; in a stage's, of its work to come."""
 _CAUTION = 0.7
 """How far a β below 1 is drawn to 1 as work is done."""
+_LEAST_TASK_SPREAD = 0.15
 _UNKNOWN_SPREAD = 0.12
 _LEAST_SPREAD = 0.02
 """Relative standard deviation of the work after one run, and at least."""
@@ -31,10 +32,23 @@ _LEAST_SPREAD = 0.02
 
 @dataclass(frozen=True)
 class Tally:
-    """What a stage had cost when its last task ended: between ends, use grows and finished work does not."""
+    """What a stage has cost, summed up over the steps."""
 
-    complete: int = 0
     core_s: float = 0.0
+    """Booked to it until now."""
+    task_s: float = 0.0
+    """Seconds that its tasks have run in total, running ones included."""
+    last_wave_core_s: float = 0.0
+    """What each running task has got since the last one began: the longest has that much less to do."""
+
+    def finished_core_s(self, stage: Stage) -> float:
+        """The part of its finished tasks: as much of the cost as of the time that all have run.
+
+        Spark tells run times when tasks end, and tasks that run at the same time get equal parts of a share.
+        """
+        if _over(stage) or self.task_s <= 0:
+            return self.core_s
+        return self.core_s * min(1.0, stage.run_time_s / self.task_s)
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,8 @@ class Left:
     """Seconds before anything runs: executors that still have to start."""
     tail_s: float
     """Seconds from the last stage to the end of the application."""
+    longest_core_s: float
+    """The longest task that is left: what one that fails, or a straggler, would take once more."""
     uncertainty: float
     """Relative standard deviation of the cost of what is left."""
 
@@ -78,15 +94,20 @@ class Left:
         """Seconds at the two ends that no core shortens."""
         return self.start_s + self.tail_s
 
-    def scaled(self, factor: float) -> tuple[schedule.Node, ...]:
-        """The nodes, if all work cost so many times as much."""
-        return tuple(
+    def scaled(self, factor: float, *, more_core_s: float = 0.0) -> tuple[schedule.Node, ...]:
+        """The nodes, if all work cost so many times as much, and so much more came at the end."""
+        nodes = tuple(
             replace(
                 node,
                 phases=tuple(schedule.Phase(phase.work_core_s * factor, phase.parallelism) for phase in node.phases),
             )
             for node in self.nodes
         )
+        if not nodes or more_core_s <= 0:
+            return nodes
+        parallelism = max(phase.parallelism for node in nodes for phase in node.phases)
+        more = schedule.Phase(more_core_s, parallelism)
+        return (*nodes, schedule.Node(phases=(more,), after=tuple(range(len(nodes)))))
 
 
 def best_plan(profile: Profile | None, progress: Progress | None) -> Plan | None:
@@ -124,50 +145,70 @@ def expected(plan: Plan, progress: Progress | None) -> Plan:
     return replace(plan, stages=tuple(stages))
 
 
-def tallied(tallies: Mapping[int, Tally], seen: Observation) -> Mapping[int, Tally]:
-    """The tallies with those of stages in which tasks have ended since."""
+def tallied(tallies: Mapping[int, Tally], seen: Observation, dt_s: float) -> Mapping[int, Tally]:
+    """The tallies after one more observation, ``dt_s`` seconds after the last."""
     if seen.progress is None:
         return tallies
-    fresh = {
-        stage.stage_id: Tally(stage.complete, seen.by_stage.get(stage.stage_id, 0.0))
+    return {
+        stage.stage_id: _tallied(
+            tallies.get(stage.stage_id, Tally()), stage, seen.by_stage.get(stage.stage_id, 0.0), dt_s
+        )
         for stage in seen.progress.stages
-        if stage.complete and (_over(stage) or stage.complete != tallies.get(stage.stage_id, Tally()).complete)
     }
-    return {**tallies, **fresh}
 
 
-def beta(plan: Plan, seen: Observation, tallies: Mapping[int, Tally], *, trust_core_s: float) -> Beta:
+def _tallied(was: Tally, stage: Stage, core_s: float, dt_s: float) -> Tally:
+    active = stage.active if stage.running else 0
+    waiting = stage.tasks - stage.complete - active
+    got = max(0.0, core_s - was.core_s) / max(1, active)
+    return Tally(
+        core_s=core_s,
+        task_s=was.task_s + active * dt_s,
+        last_wave_core_s=was.last_wave_core_s + got if active and waiting <= 0 else 0.0,
+    )
+
+
+def beta(plan: Plan, seen: Observation, tallies: Mapping[int, Tally], *, trust: float) -> Beta:
     """β overall, by kind of stage and by stage: (used + trust·prior) ÷ (expected + trust).
 
     Args:
         plan: as `expected`.
         seen: the stages as they are now.
         tallies: their cost, from `tallied`.
-        trust_core_s: weight of the profile, as so many core-seconds of evidence; it fades as work is done.
+        trust: weight of the profile as evidence, as a part of its own work; fades as work is done.
     """
     live = numbered(seen.progress.stages) if seen.progress else {}
-    rows: list[tuple[StageProfile, float, float]] = []
-    for known in plan.stages:
-        stage = live.get(known.key)
-        tally = tallies.get(stage.stage_id) if stage is not None else None
-        if stage is not None and tally is not None and tally.core_s > 0:
-            rows.append((known, known.core_s * min(1.0, tally.complete / max(1, stage.tasks)), tally.core_s))
-    done = sum(row[1] for row in rows)
+    rows = [row for known in plan.stages if known.key in live and (row := _evidence(known, live[known.key], tallies))]
+    done = sum(row.expected_core_s for row in rows)
     fraction = min(1.0, done / plan.stages_core_s) if plan.stages_core_s > 0 else 0.0
-    trust = trust_core_s * (1 - fraction)
-    overall = _ratio(rows, trust, prior=1.0)
-    # An overestimated profile saves nothing late, but trusting that all of it is can miss the deadline.
-    overall = max(overall, BETA_RANGE[0] + (1 - BETA_RANGE[0]) * fraction * _CAUTION) if overall < 1 else overall
-    kinds = {row[0].kind for row in rows}
+    weight = trust * plan.stages_core_s * (1 - fraction)
+    overall = _ratio(rows, weight, prior=1.0)
+    if overall < 1:  # an overestimated profile saves nothing late, but trusting that all of it is can miss
+        overall = max(overall, BETA_RANGE[0] + (1 - BETA_RANGE[0]) * fraction * _CAUTION)
     by_kind = {
-        kind: _ratio([row for row in rows if row[0].kind == kind], trust_core_s * _KIND_TRUST, prior=overall)
-        for kind in kinds
+        kind: _ratio([row for row in rows if row.known.kind == kind], weight * _KIND_TRUST, prior=overall)
+        for kind in {row.known.kind for row in rows}
     }
     by_key = {
-        row[0].key: _ratio([row], min(trust_core_s, row[0].core_s) * _STAGE_TRUST, prior=by_kind[row[0].kind])
+        row.known.key: _ratio([row], _STAGE_TRUST * (row.known.core_s - row.expected_core_s), by_kind[row.known.kind])
         for row in rows
     }
     return Beta(overall, by_kind, by_key)
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    known: StageProfile
+    expected_core_s: float
+    """Of its finished tasks."""
+    used_core_s: float
+
+
+def _evidence(known: StageProfile, stage: Stage, tallies: Mapping[int, Tally]) -> _Evidence | None:
+    tally = tallies.get(stage.stage_id)
+    if tally is None or not stage.complete or tally.core_s <= 0:
+        return None
+    return _Evidence(known, known.core_s * min(1.0, stage.complete / max(1, stage.tasks)), tally.finished_core_s(stage))
 
 
 def left(
@@ -191,10 +232,10 @@ def left(
     latest = max((index for index, known in enumerate(plan.stages) if known.key in live), default=-1)
     nodes: list[schedule.Node] = []
     position: dict[str, int] = {}
-    done = 0.0
+    done = variance = longest_left = 0.0
     idle = idle_now_s(seen)
     for stranger, cost in _unplanned(plan, live, costs):
-        remaining, finished = _remaining(stranger, cost, seen, tallies)
+        remaining, finished = _remaining(stranger, cost, tallies)
         done += finished
         if remaining > 0:
             nodes.append(_node(stranger.tasks - stranger.complete, remaining, slots, 0.0, (), 0.0))
@@ -205,25 +246,35 @@ def left(
             continue
         remaining, tasks = known.core_s * costs.of(known), known.tasks
         if stage is not None:
-            remaining, finished = _remaining(stage, remaining, seen, tallies)
+            remaining, finished = _remaining(stage, remaining, tallies)
             tasks = stage.tasks - stage.complete
             done += finished
         if remaining <= 0:
             continue
+        longest = known.longest_core_s * costs.of(known)
         after, gap_s = tuple(position[key] for key in known.after if key in position), known.gap_s
         if stage is not None and stage.submitted_at is not None:
             after, gap_s = (), 0.0
+            # Long tasks linger: what is left of a stage may be longer than the mean says.
+            got = tallies.get(stage.stage_id, Tally()).last_wave_core_s
+            longest = max((1 - IN_FLIGHT) * longest, longest - got)
+            remaining = max(remaining, longest)
         elif not after:
             after, gap_s = strangers, max(0.0, gap_s - idle)
         position[known.key] = len(nodes)
-        nodes.append(_node(tasks, remaining, slots, known.longest_core_s * costs.of(known), after, gap_s))
-    fraction = done / (done + sum(node.work_core_s for node in nodes)) if done > 0 else 0.0
+        nodes.append(_node(tasks, remaining, slots, longest, after, gap_s))
+        variance += _variance(known, remaining, tasks)
+        longest_left = max(
+            longest_left, max(known.longest_core_s, known.core_s / max(1, known.tasks)) * costs.of(known)
+        )
+    ahead = sum(node.work_core_s for node in nodes)
     return Left(
         nodes=tuple(nodes),
         done_core_s=done,
         start_s=0.0 if live else lead_left_s,
         tail_s=plan.tail_s if nodes else max(0.0, plan.tail_s - idle),
-        uncertainty=_uncertainty(plan, costs, fraction),
+        longest_core_s=longest_left,
+        uncertainty=_uncertainty(plan, costs, done, ahead, variance),
     )
 
 
@@ -238,23 +289,25 @@ def idle_now_s(seen: Observation) -> float:
 def _own_ratio(known: StageProfile, stage: Stage) -> float:
     """How much more input the stage has than profiled, extrapolated from its finished tasks.
 
-    Before enough have finished, the count of its tasks speaks for a scan: of twice the data, in splits of
-    the same size, there are twice as many.
+    The tasks of a scan are counted before any has finished: of twice the data, in splits of the same size,
+    there are twice as many. Short tasks finish first, so less input than that is believed when all are done.
     """
     counted = min(5.0, max(0.2, max(1, stage.tasks) / max(1, known.tasks))) if known.kind == "scan" else 1.0
     if not stage.complete:
         return counted
     measured = size_ratio(int(stage.input_bytes * stage.tasks / stage.complete), known.input_bytes)
+    if stage.complete >= stage.tasks:
+        return measured
     weight = min(1.0, stage.complete / (_TELLING_PART * stage.tasks))
-    return float(counted ** (1 - weight) * measured**weight)
+    return max(counted, float(counted ** (1 - weight) * measured**weight))
 
 
-def _ratio(rows: Sequence[tuple[StageProfile, float, float]], trust: float, *, prior: float) -> float:
-    done = sum(row[1] for row in rows)
-    used = sum(row[2] for row in rows)
-    if done + trust <= 0:
+def _ratio(rows: Sequence[_Evidence], weight: float, prior: float) -> float:
+    done = sum(row.expected_core_s for row in rows)
+    used = sum(row.used_core_s for row in rows)
+    if done + weight <= 0:
         return prior
-    return min(BETA_RANGE[1], max(BETA_RANGE[0], (used + trust * prior) / (done + trust)))
+    return min(BETA_RANGE[1], max(BETA_RANGE[0], (used + weight * prior) / (done + weight)))
 
 
 def _over(stage: Stage) -> bool:
@@ -272,7 +325,7 @@ def _unplanned(plan: Plan, live: Mapping[str, Stage], costs: Beta) -> list[tuple
     ]
 
 
-def _remaining(stage: Stage, cost: float, seen: Observation, tallies: Mapping[int, Tally]) -> tuple[float, float]:
+def _remaining(stage: Stage, cost: float, tallies: Mapping[int, Tally]) -> tuple[float, float]:
     """Core-seconds left and done of a stage that will cost ``cost``."""
     if stage.status is StageStatus.SKIPPED:
         return 0.0, 0.0
@@ -281,7 +334,7 @@ def _remaining(stage: Stage, cost: float, seen: Observation, tallies: Mapping[in
     tasks = max(1, stage.tasks)
     each = cost / tasks
     tally = tallies.get(stage.stage_id, Tally())
-    metered = max(0.0, seen.by_stage.get(stage.stage_id, 0.0) - tally.core_s)
+    metered = max(0.0, tally.core_s - tally.finished_core_s(stage))
     begun = min(IN_FLIGHT * stage.active * each, metered)
     remaining = max(0.0, cost - each * stage.complete - begun)
     return remaining, cost - remaining
@@ -294,8 +347,17 @@ def _node(
     return schedule.Node(phases=parts, after=after, gap_s=gap_s)
 
 
-def _uncertainty(plan: Plan, costs: Beta, fraction: float) -> float:
-    """The profile's own spread, and how far it has proved wrong; both count less the more is done."""
+def _variance(known: StageProfile, remaining_core_s: float, tasks: int) -> float:
+    """Of what is left of a stage, as far as its tasks differ: the longest is taken for three deviations off."""
+    mean = known.core_s / max(1, known.tasks)
+    spread = min(1.0, max(_LEAST_TASK_SPREAD, (known.longest_core_s / mean - 1) / 3)) if mean > 0 else 0.0
+    return (spread * remaining_core_s) ** 2 / max(1, tasks)
+
+
+def _uncertainty(plan: Plan, costs: Beta, done: float, ahead: float, variance: float) -> float:
+    """The profile's own spread and how far it has proved wrong, which count less the more is done; and the tasks'."""
+    if ahead <= 0:
+        return 0.0
     spread = _UNKNOWN_SPREAD if plan.spread is None else max(_LEAST_SPREAD, plan.spread)
     wrong = abs(log(costs.overall))
-    return sqrt(spread**2 + (wrong / 2) ** 2) * sqrt(1 - fraction)
+    return sqrt((spread**2 + (wrong / 2) ** 2) * ahead / (done + ahead) + variance / ahead**2)

@@ -119,6 +119,10 @@ class StageProfile:
     """Work grows with the input to this power."""
 
 
+UNKNOWN_SURPRISE = 3.0
+"""A straggler takes up to four times as long as it should, where nothing is known."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """One course that an application takes."""
@@ -134,6 +138,9 @@ class Plan:
     """Runs that it was learned from."""
     spread: float | None = None
     """Relative standard deviation of the work from run to run; None after a single run."""
+
+    surprise: float = UNKNOWN_SURPRISE
+    """By how many lengths of its longest task a stage took longer for a straggler lately, at worst."""
 
     @property
     def signature(self) -> str:

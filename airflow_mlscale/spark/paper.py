@@ -82,7 +82,7 @@ class PaperPolicy:
             needed_cores=cores,
             reason="; ".join(why) or "no stage is running",
         )
-        tallies = estimate.tallied(state.tallies, seen)
+        tallies = estimate.tallied(state.tallies, seen, dt_s)
         return decision, State(controls, tallies, outlook.Told(base.outlook))
 
     def _begin(self, plan: Plan, known: StageProfile, stage: Stage, seen: Observation, high: float) -> StageControl:
@@ -115,7 +115,7 @@ class PaperPolicy:
     def _predicted(self, plan: Plan, seen: Observation, state: State, slots: float, high: float) -> Decision:
         """The outlook, which the paper does not have: ours, so that both can be compared."""
         scaled = estimate.expected(plan, seen.progress)
-        costs = estimate.beta(scaled, seen, state.tallies, trust_core_s=self.settings.trust_core_s)
+        costs = estimate.beta(scaled, seen, state.tallies, trust=self.settings.trust)
         lead_s = max(0.0, plan.lead_s - seen.elapsed_s)
         left = estimate.left(scaled, seen, state.tallies, costs, slots=slots, lead_left_s=lead_s)
         prediction = outlook.predict(left, cores=high, confidence=self.settings.confidence)

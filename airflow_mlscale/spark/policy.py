@@ -25,6 +25,8 @@ _SOON_S = 1.5
 """A guarantee is back so long before it is expected to be used."""
 _LEAST_REACHABLE = 0.05
 """Cores that even a group without any guarantee gets now and then."""
+_MOST_SPARE = 0.1
+"""Part of the time at most that is kept for stragglers."""
 _ANY = 10.0
 """So many times the maximum is as good as any number."""
 
@@ -95,7 +97,7 @@ class RemainingWork:
         """One step; ``dt_s`` seconds after the last."""
         slots = (seen.progress.slots if seen.progress else 0) or self.host_cores
         high = self.settings.high(slots)
-        state = replace(self._measured(seen, state, dt_s), tallies=estimate.tallied(state.tallies, seen))
+        state = replace(self._measured(seen, state, dt_s), tallies=estimate.tallied(state.tallies, seen, dt_s))
         plan = estimate.best_plan(self.profile, seen.progress)
         if plan is None:
             decision, state = self._cold(seen, state, high)
@@ -147,10 +149,10 @@ class RemainingWork:
     def _warm(self, plan: Plan, seen: Observation, state: State, slots: float, high: float) -> tuple[Decision, State]:
         settings = self.settings
         scaled = estimate.expected(plan, seen.progress)
-        costs = estimate.beta(scaled, seen, state.tallies, trust_core_s=settings.trust_core_s)
+        costs = estimate.beta(scaled, seen, state.tallies, trust=settings.trust)
         lead_s = max(plan.lead_s - seen.elapsed_s, max(0.0, plan.startup_core_s - seen.used_core_s) / high)
         left = estimate.left(scaled, seen, state.tallies, costs, slots=slots, lead_left_s=max(0.0, lead_s))
-        base, state = self._base(left, costs, seen, state, high)
+        base, state = self._base(plan, left, seen, state, high)
         if seen.progress is None or not seen.progress.stages:
             return self._starting(plan, seen, base, high), state
         if self._parked(seen, left, base.needed_cores <= settings.headroom * high):
@@ -160,12 +162,14 @@ class RemainingWork:
         return self._work_conserving(seen, state, base, high)
 
     def _base(
-        self, left: estimate.Left, costs: estimate.Beta, seen: Observation, state: State, high: float
+        self, plan: Plan, left: estimate.Left, seen: Observation, state: State, high: float
     ) -> tuple[Decision, State]:
         """What both modes start from: cores needed, and the outlook."""
         settings, promise = self.settings, self.promise
-        target_at = promise.started_at + settings.aim * promise.duration_s
-        careful = left.scaled(1 + settings.caution * left.uncertainty)
+        spare_s = min(settings.spare * plan.surprise * left.longest_core_s, _MOST_SPARE * promise.duration_s)
+        target_at = promise.started_at + settings.aim * promise.duration_s - spare_s
+        unknown = settings.unknown * (left.done_core_s + left.core_s)
+        careful = left.scaled(1 + settings.caution * left.uncertainty, more_core_s=unknown)
         needed = schedule.cores_within(careful, target_at - seen.now - left.idle_s)
         amount = f"{needed:.2f} cores" if needed <= _ANY * high else f"more than {high:g} cores"
         prediction = outlook.predict(left, cores=_reachable(seen, state, high), confidence=settings.confidence)

@@ -10,13 +10,17 @@ from dataclasses import asdict, dataclass, field, replace
 from math import log, sqrt
 from typing import Any
 
-from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, keyed
+from airflow_mlscale.spark.model import UNKNOWN_SURPRISE, Plan, Profile, Progress, Stage, StageProfile, keyed
 
 VERSION = 2
 _READABLE = (1, VERSION)
 PLANS_KEPT = 8
 _SAME_COURSE = 0.9
 _NEGLIGIBLE_CORE_S = 0.01
+_TELLING_PART = 0.02
+"""Stages of less of the work do not tell how tasks straggle."""
+_LEAST_SURPRISE = 0.5
+_REMEMBERED = 0.75
 _SAME_MOMENT_S = 0.005
 _TELLING_RATIO = 1.2
 """Inputs must differ by so much before they say how the work grows with them."""
@@ -172,7 +176,23 @@ def _merge(old: Plan, new: Plan, rate: float) -> Plan:
         tail_s=mix(old.tail_s, new.tail_s),
         runs=old.runs + 1,
         spread=_spread(old, new, scale, mix),
+        surprise=_surprise(old, new, scale),
     )
+
+
+def _surprise(old: Plan, new: Plan, scale: float) -> float:
+    """The worst straggler of this run, or of earlier ones, slowly forgotten."""
+    was = {stage.key: stage.longest_core_s * scale**stage.elasticity for stage in old.stages}
+    least = _TELLING_PART * new.stages_core_s
+    worst = max(
+        (
+            stage.longest_core_s / was[stage.key] - 1
+            for stage in new.stages
+            if stage.core_s >= least and was.get(stage.key, 0.0) > 0
+        ),
+        default=0.0,
+    )
+    return max(_LEAST_SURPRISE, _REMEMBERED * old.surprise, min(UNKNOWN_SURPRISE, worst))
 
 
 def _spread(old: Plan, new: Plan, scale: float, mix: Callable[[float, float], float]) -> float:

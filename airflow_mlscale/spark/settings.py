@@ -36,7 +36,7 @@ class DeadlineSettings:
     """Most cores to ask for; None for as many as the application has slots."""
     on_infeasible: str = "fail"
     """What to do when a profile says that the deadline cannot be met: ``fail`` or ``best_effort``."""
-    aim: float = 0.985
+    aim: float = 0.996
     """Part of the time from start to deadline in which the job should be done."""
     caution: float = 1.0
     """How many standard deviations of the remaining work to stay ahead; they shrink as work is done."""
@@ -50,8 +50,12 @@ class DeadlineSettings:
     """Least ceiling: below it executors miss heartbeats."""
     deadband: float = 0.05
     """Relative change of the share that is not worth an action."""
-    trust_core_s: float = 5.0
-    """Weight of the profile in β at the start, as so many core-seconds of evidence; fades as work is done."""
+    unknown: float = 0.007
+    """Work kept for what no profile tells, as a part of all: without it the last bit would be done at a crawl."""
+    spare: float = 1.0
+    """Time kept for a task that fails or straggles, as a part of what the worst of late would take."""
+    trust: float = 0.1
+    """Weight of the profile in β at the start, as evidence of so much of its work; fades as work is done."""
     rate_window_s: float = 5.0
     """Time constant of the measured rate of use."""
     driver_cores: float = 1.0
@@ -112,7 +116,9 @@ _RANGES = {
     "read_period_s": (0.1, 60.0),
     "floor_cores": (0.05, 1.0),
     "deadband": (0.0, 1.0),
-    "trust_core_s": (0.0, 1e6),
+    "unknown": (0.0, 1.0),
+    "spare": (0.0, 10.0),
+    "trust": (0.0, 10.0),
     "rate_window_s": (0.1, 600.0),
     "driver_cores": (0.0, 64.0),
     "park_after_s": (0.0, 3600.0),

@@ -36,6 +36,8 @@ class SimulatedApplication:
     _index: int = -1
     _gap_left_s: float = field(init=False)
     _done_core_s: float = 0.0
+    _task_s: float = 0.0
+    _run_time_s: float = 0.0
     _stages: list[Stage] = field(default_factory=list)
     _submitted_at: float = 0.0
     finished_at: float | None = None
@@ -105,7 +107,7 @@ class SimulatedApplication:
             self._index -= 1
             self.finished_at = self.now
             return
-        self._done_core_s, self._submitted_at = 0.0, self.now
+        self._done_core_s, self._task_s, self._run_time_s, self._submitted_at = 0.0, 0.0, 0.0, self.now
         self._stages.append(self._stage())
 
     def _work(self, left_s: float, cores: float) -> None:
@@ -116,6 +118,7 @@ class SimulatedApplication:
             self.now += left_s
             return
         seconds = min(left_s, (part.core_s - self._done_core_s) / speed)
+        self._task_s += seconds * min(self.slots, part.tasks - complete)
         self._done_core_s += seconds * speed
         self.used_core_s += seconds * speed
         self.now += seconds
@@ -130,6 +133,8 @@ class SimulatedApplication:
         # Tasks of a wave end together: nothing is reported before.
         wave = part.core_s / part.tasks * min(self.slots, part.tasks)
         complete = part.tasks if over else min(part.tasks, int(self._done_core_s / wave + 1e-9) * self.slots)
+        if not self._stages or complete != self._stages[-1].complete or over:
+            self._run_time_s = self._task_s  # told when tasks end
         return Stage(
             stage_id=self._index,
             name="stage",
@@ -137,7 +142,7 @@ class SimulatedApplication:
             tasks=part.tasks,
             active=0 if over else min(self.slots, part.tasks - complete),
             complete=complete,
-            run_time_s=part.core_s * complete / part.tasks,
+            run_time_s=self._run_time_s if complete else 0.0,
             submitted_at=self._submitted_at,
             completed_at=completed_at,
         )

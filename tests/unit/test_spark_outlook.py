@@ -23,7 +23,9 @@ PLAN = Plan(
 
 def left(core_s: float, uncertainty: float) -> estimate.Left:
     nodes = (schedule.Node(phases=(schedule.Phase(core_s, 10.0),)),)
-    return estimate.Left(nodes=nodes, done_core_s=0.0, start_s=2.0, tail_s=1.0, uncertainty=uncertainty)
+    return estimate.Left(
+        nodes=nodes, done_core_s=0.0, start_s=2.0, tail_s=1.0, longest_core_s=1.0, uncertainty=uncertainty
+    )
 
 
 def test_the_interval_is_that_of_the_work() -> None:
@@ -57,8 +59,8 @@ def test_a_deadline_that_is_over_is_missed_at_once() -> None:
 def test_before_the_start_the_whole_plan_counts() -> None:
     found = outlook.before_start(Profile(key="k", plans=(PLAN,)), cores=2.0, confidence=1.0)
     assert found is not None
-    # lead 6, 40/2, gap 3, 20/2, tail 1; the work 10 % more or less
-    assert (found.low_s, found.left_s, found.high_s) == pytest.approx((37.0, 40.0, 43.0))
+    # lead 6, 40/2, gap 3, 20/2, tail 1; the work 10 % more or less, and a little as tasks differ
+    assert (found.low_s, found.left_s, found.high_s) == pytest.approx((37.0, 40.0, 43.0), abs=0.2)
     assert outlook.before_start(None, cores=2.0, confidence=1.0) is None
 
 

@@ -58,15 +58,24 @@ def decide(
     law = policy.RemainingWork(
         promise=Promise(started_at=0.0, deadline_at=deadline_s),
         profile=Profile(key="k", plans=(PLAN,)),
-        settings=DeadlineSettings(**{"mode": Mode.RESERVE, "aim": 1.0, "caution": 0.0, **settings}),
+        settings=DeadlineSettings(
+            **{"mode": Mode.RESERVE, "aim": 1.0, "caution": 0.0, "spare": 0.0, "unknown": 0.0, **settings}
+        ),
         host_cores=2.0,
     )
     return law(observation, state or law.start(), 1.0)
 
 
 def left(observation: Observation, tallies: dict[int, Tally] | None = None, **costs: Any) -> estimate.Left:
-    found = tallies or estimate.tallied({}, observation)
+    found = tallies or tally(observation)
     return estimate.left(PLAN, observation, found, Beta(**costs), slots=2.0, lead_left_s=4.0)
+
+
+def tally(observation: Observation) -> dict[int, Tally]:
+    return dict(estimate.tallied({}, observation, 1.0))
+
+
+TRUST = 0.1
 
 
 def works(found: estimate.Left) -> list[float]:
@@ -81,9 +90,9 @@ def test_before_the_start_everything_is_left() -> None:
 
 
 def test_finished_tasks_count_and_running_ones_only_as_metered() -> None:
-    live = stage("read", 0, tasks=10, complete=4, active=2)
-    # 10·4/10 = 4 are done; 1 core-s was metered since the last task ended
-    found = left(seen(live, by_stage={0: 5.0}), {0: Tally(4, 4.0)})
+    live = stage("read", 0, tasks=10, complete=4, active=2, run_time_s=4.0)
+    # 10·4/10 = 4 are done; of 5 task-seconds and core-seconds 1 is that of the running ones
+    found = left(seen(live), {0: Tally(core_s=5.0, task_s=5.0)})
     assert found.done_core_s == pytest.approx(5.0)
     assert works(found) == [5.0, 20.0]
     assert found.start_s == 0.0
@@ -91,7 +100,7 @@ def test_finished_tasks_count_and_running_ones_only_as_metered() -> None:
 
 def test_running_tasks_never_count_in_full() -> None:
     live = stage("read", 0, tasks=10, complete=4, active=2)
-    assert left(seen(live, by_stage={0: 1000.0}), {0: Tally(4, 4.0)}).done_core_s == pytest.approx(4 + 0.9 * 2)
+    assert left(seen(live), {0: Tally(core_s=1000.0, task_s=9.0)}).done_core_s == pytest.approx(4 + 0.8 * 2)
 
 
 def test_a_profiled_stage_that_never_came_is_dropped() -> None:
@@ -132,13 +141,13 @@ def test_a_gap_that_has_begun_is_shorter() -> None:
 
 def beta(*stages: Stage, by_stage: dict[int, float], plan: Plan = PLAN) -> Beta:
     observation = seen(*stages, by_stage=by_stage)
-    return estimate.beta(plan, observation, estimate.tallied({}, observation), trust_core_s=5.0)
+    return estimate.beta(plan, observation, tally(observation), trust=TRUST)
 
 
 def test_work_that_costs_twice_the_profile_is_expected_to_go_on_so() -> None:
     found = beta(stage("read", 0, tasks=10, complete=10, completed_at=9.5), by_stage={0: 20.0})
-    # finished 10 of 30 profiled, for 20: the profile still weighs 5·(1 − 10/30) = 3.33
-    assert found.overall == pytest.approx((20 + 3.333) / (10 + 3.333), abs=0.001)
+    # finished 10 of 30 profiled, for 20: the profile still weighs 0.1·30·(1 − 10/30) = 2
+    assert found.overall == pytest.approx((20 + 2) / (10 + 2))
     assert found.of(PLAN.stages[0]) > found.overall  # the stage's own evidence is clearer
 
 
@@ -344,3 +353,25 @@ def test_a_lease_outlives_three_periods() -> None:
 def test_bounds_must_not_cross() -> None:
     with pytest.raises(errors.InvalidInputError, match=r"min_cores=3: must not exceed max_cores=2"):
         DeadlineSettings(min_cores=3, max_cores=2)
+
+
+def test_the_longest_task_of_a_stage_may_be_the_last_one() -> None:
+    plan = replace(PLAN, stages=(replace(PLAN.stages[0], longest_core_s=4.0),))
+    last = stage("read", 0, tasks=10, complete=9, active=1, run_time_s=9.0)
+    tallies = {0: Tally(core_s=10.0, task_s=10.0, last_wave_core_s=1.0)}
+    found = estimate.left(plan, seen(last), tallies, Beta(), slots=2.0, lead_left_s=0.0)
+    assert works(found) == [3.0]  # 4 less what it got, not the 0.2 that a mean task still had to do
+    assert found.longest_core_s == 4.0
+
+
+def test_time_is_kept_for_a_straggler_and_work_for_what_nobody_knows() -> None:
+    live = stage("read", 0, tasks=10, complete=5)
+    observation, state = seen(live, used=10.0), started()
+    plain, _ = decide(observation, state, deadline_s=64.0)
+    spared, _ = decide(observation, state, deadline_s=64.0, spare=1.0)
+    careful, _ = decide(observation, state, deadline_s=64.0, unknown=0.1)
+    # the longest left is a mean task of "write", 5 core-s; after one run three times as much is feared,
+    # but no more than a tenth of the time is kept
+    assert plain.needed_cores == pytest.approx(25 / 50, rel=2e-3)
+    assert spared.needed_cores == pytest.approx(25 / (50 - 6.4), rel=5e-3)
+    assert careful.needed_cores == pytest.approx((25 + 3) / 50, rel=5e-3)
