@@ -38,6 +38,12 @@ def taken_up(context: Any, hook: DeadlineSparkSubmitHook) -> Ticket | None:
     return hook.take_up(ticket, resume=kept["life"] == promises.life(context))
 
 
+def submitted(context: Any) -> bool:
+    """Whether an application that was submitted has not been concluded."""
+    store = context.get("task_state_store")
+    return store is not None and bool(store.get(SUBMISSION_KEY))
+
+
 def keep(context: Any, ticket: Ticket) -> None:
     """Let a retry find the submission."""
     store = context.get("task_state_store")

@@ -29,6 +29,8 @@ class Chance:
     """Seconds to the deadline; negative when it has passed."""
     needed_s: float
     """Seconds that a run needs at the full share; 0 when no profile says."""
+    runs_on: bool = False
+    """Whether the application of the try that has failed may still run, for the next one to take up."""
 
 
 def fixed(deadline: Any, context: Any, *, strict: bool) -> Promise:

@@ -19,8 +19,9 @@ class DeadlineRetryPolicy(RetryPolicy):
 
     The retry policy of `DeadlineSparkSubmitOperator` where none is given. What a retry needs is what the
     profile says of a run at the full share; without a profile only a deadline that has passed ends the
-    tries. With ``on_infeasible="best_effort"`` it never gives up: late is better than never there. The
-    task's ``retries`` and ``retry_delay`` are upper limits.
+    tries. It never gives up with ``on_infeasible="best_effort"``, where late is better than never, nor
+    while an application in the cluster may still run, which the next try takes up. The task's ``retries``
+    and ``retry_delay`` are upper limits.
     """
 
     def evaluate(
@@ -32,7 +33,7 @@ class DeadlineRetryPolicy(RetryPolicy):
         if chance is None or try_number > max_tries:
             return RetryDecision.default()
         slack_s = chance.left_s - chance.needed_s
-        if slack_s < 0 and task.settings.on_infeasible == "fail":
+        if slack_s < 0 and task.settings.on_infeasible == "fail" and not chance.runs_on:
             return RetryDecision.fail(
                 f"another try needs about {chance.needed_s:.0f} s, {max(0.0, chance.left_s):.0f} s are left "
                 "to the deadline; set on_infeasible='best_effort' to try all the same"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import functools
 import time
 from collections.abc import Collection, Mapping, Sequence
@@ -267,7 +268,9 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
     def chance(self, context: Any) -> promises.Chance | None:
         """What another try would have; None before there is a promise."""
         key = self.profile_key or self.name or f"{self.dag_id}.{self.task_id}"
-        return promises.chance(context, settings=self.settings, store=self.profile_store, key=key)
+        found = promises.chance(context, settings=self.settings, store=self.profile_store, key=key)
+        runs_on = self.durable and in_cluster.submitted(context)
+        return None if found is None else dataclasses.replace(found, runs_on=runs_on)
 
     def get_openlineage_facets_on_start(self) -> Any:
         """The deadline, for OpenLineage."""

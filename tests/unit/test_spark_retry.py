@@ -15,7 +15,7 @@ from airflow.sdk.api.datamodels._generated import TaskInstanceState
 from airflow.sdk.execution_time import task_runner
 
 from airflow_mlscale import errors
-from airflow_mlscale.operators import promises
+from airflow_mlscale.operators import in_cluster, promises
 from airflow_mlscale.operators.spark import DeadlineRetryPolicy, DeadlineSparkSubmitOperator
 from airflow_mlscale.spark.adapters.profile_store import ProfileFiles
 from airflow_mlscale.spark.model import Plan, Profile, StageProfile
@@ -52,6 +52,7 @@ def decided(
     exception: Exception = FAILED,
     full_cores: float | None = 2.0,
     try_number: int = 1,
+    submitted: bool = False,
 ) -> tuple[Any, Any]:
     """Message and state of Airflow's task runner for a try that has failed with ``left_s`` to the deadline."""
     store = StateStore()
@@ -72,6 +73,8 @@ def decided(
         store.set(promises.PROMISE_KEY, kept)
         if full_cores:
             promises.note_full_share(context, full_cores)
+    if submitted:
+        store.set(in_cluster.SUBMISSION_KEY, {"life": 2, "ticket": {}})
     return task_runner._handle_current_task_failed(ti, exception, structlog.get_logger("test"), context)
 
 
@@ -91,6 +94,14 @@ def test_best_effort_never_gives_up(profiles: str) -> None:
     message, state = decided(task(profiles, on_infeasible="best_effort"), left_s=-100)
     assert state is TaskInstanceState.UP_FOR_RETRY
     assert message.retry_delay_seconds == 1.0
+
+
+def test_an_application_that_may_still_run_is_not_given_up(profiles: str) -> None:
+    lost = errors.TransientError("the cluster does not answer", retry_after_s=4)
+    message, state = decided(task(profiles), left_s=5, exception=lost, submitted=True)
+    assert state is TaskInstanceState.UP_FOR_RETRY
+    assert message.retry_delay_seconds == 4.0
+    assert decided(task(profiles, durable=False), left_s=5, submitted=True)[1] is TaskInstanceState.FAILED
 
 
 def test_a_service_that_asks_to_wait_is_given_its_time(profiles: str) -> None:
