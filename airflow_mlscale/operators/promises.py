@@ -44,8 +44,8 @@ def fixed(deadline: Any, context: Any, *, strict: bool) -> Promise:
     Raises:
         InvalidInputError: it is no deadline, or has passed.
     """
-    if known := _known(context):
-        return Promise(started_at=known["started_at"], deadline_at=known["deadline_at"])
+    if kept := known(context):
+        return kept
     started, now = context["ti"].start_date or datetime.now(UTC), datetime.now(UTC)
     if deadline == dag_deadline.DAG:
         deadline_at = dag_deadline.resolve(context["dag"], context["dag_run"])
@@ -60,24 +60,30 @@ def fixed(deadline: Any, context: Any, *, strict: bool) -> Promise:
     return promise
 
 
+def known(context: Any) -> Promise | None:
+    """The promise that was fixed before; None when there is none yet."""
+    kept = _kept(context)
+    return Promise(started_at=kept["started_at"], deadline_at=kept["deadline_at"]) if kept else None
+
+
 def note_full_share(context: Any, cores: float) -> None:
     """Remember the most cores that a try can have, for `chance`."""
-    if known := _known(context):
-        _keep(context, {**known, "full_cores": cores})
+    if kept := _kept(context):
+        _keep(context, {**kept, "full_cores": cores})
 
 
 def chance(context: Any, *, settings: DeadlineSettings, store: str | None, key: str) -> Chance | None:
     """The time left, and what a run needs of it; None before there is a promise."""
-    known = _known(context)
-    if known is None:
+    kept = _kept(context)
+    if kept is None:
         return None
-    cores = known.get("full_cores")
+    cores = kept.get("full_cores")
     try:
         profile = profile_store.ProfileFiles(store).load(key) if cores else None
     except errors.MlscaleError:
         profile = None
     found = outlook.before_start(profile, cores=cores, confidence=settings.confidence) if cores else None
-    return Chance(left_s=known["deadline_at"] - time.time(), needed_s=found.left_s if found else 0.0)
+    return Chance(left_s=kept["deadline_at"] - time.time(), needed_s=found.left_s if found else 0.0)
 
 
 def life(context: Any) -> int:
@@ -85,10 +91,10 @@ def life(context: Any) -> int:
     return int(getattr(context["ti"], "max_tries", 0) or 0)
 
 
-def _known(context: Any) -> dict[str, Any] | None:
+def _kept(context: Any) -> dict[str, Any] | None:
     store = context.get("task_state_store")
-    known = store.get(PROMISE_KEY) if store is not None else None
-    return dict(known) if known and known["life"] == life(context) else None
+    kept = store.get(PROMISE_KEY) if store is not None else None
+    return dict(kept) if kept and kept["life"] == life(context) else None
 
 
 def _keep(context: Any, values: dict[str, Any]) -> None:

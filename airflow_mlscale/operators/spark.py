@@ -98,7 +98,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         profile_key: str | None = None,
         tuning: Mapping[str, float] | None = None,
         allocator: str = "auto",
-        deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
+        deferrable: bool | None = None,
         conn_id: str = DeadlineSparkSubmitHook.default_conn_name,
         name: str | None = None,
         **kwargs: Any,
@@ -111,7 +111,8 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         self.profile_store = profile_store
         self.profile_key = profile_key
         self.allocator = allocator
-        self.deferrable = deferrable
+        usual = deferrable is None and conf.getboolean("operators", "default_deferrable", fallback=False)
+        self.deferrable = bool(deferrable or usual)
         self.settings = settings.tuned(
             tuning or {},
             mode=mode,
@@ -207,6 +208,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
             records = journal.from_rows(event.get("journal", ()))
             onlookers.told_afterwards(records, context, self.on_outlook_change)
             onlookers.metrics(context).finished(event.get("summary", {}))
+            self._promised = promises.known(context)
             self._hook = self._get_hook()
             return self._concluded(context, event)
 

@@ -19,6 +19,7 @@ def main(call_path: Path, outcome_path: Path) -> int:
     from pyspark.sql import SparkSession
 
     call: dict[str, Any] = pickle.loads(call_path.read_bytes())  # noqa: S301  written by our own task
+    call_path.unlink()  # a task that is killed cannot: arguments may be secret
     sys.path.extend(folder for folder in call["path"] if folder not in sys.path)
     spark = SparkSession.builder.getOrCreate()
     try:
