@@ -95,7 +95,7 @@ class ClusterRun:
         runs.judge(self.profile, self.key, promise=request.promise, settings=request.settings, slots=self.slots)
         self.cpu: ports.CpuPort | None = None
         if self.manager is Manager.STANDALONE:
-            self.cpu = actuator(self._ticket({}), access)
+            self.cpu = actuator(self._ticket({}), access, partly=False)
         with contextlib.closing(self.application()) as cluster_:  # whether the cluster answers
             cluster_.find()
 
@@ -275,8 +275,13 @@ def remote(ticket: Ticket, access: Access) -> RemoteApplication:
     )
 
 
-def actuator(ticket: Ticket, access: Access) -> ports.CpuPort:
+def actuator(ticket: Ticket, access: Access, *, partly: bool = True) -> ports.CpuPort:
     """The CPU port that reaches the executors of a ticket.
+
+    Args:
+        ticket: the submission.
+        access: to the agents, or to the cluster.
+        partly: of several agents, go on though some do not answer.
 
     Raises:
         UnreachableError: a named agent does not answer.
@@ -301,7 +306,7 @@ def actuator(ticket: Ticket, access: Access) -> ports.CpuPort:
         )
         return observe_only.ObserveOnlyPort()
     return allocator.find(
-        ticket.allocator, address=access.agent, token=access.agent_token, agents=access.agents, partly=True
+        ticket.allocator, address=access.agent, token=access.agent_token, agents=access.agents, partly=partly
     )
 
 

@@ -16,9 +16,9 @@ def add_commands(commands: Any) -> None:
     actions = spark.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     up = actions.add_parser("up", help="start a master and workers on loopback, unless they run")
-    up.add_argument("--workers", type=int, default=defaults.workers, help="worker processes (default %(default)s)")
-    up.add_argument("--cores", type=int, default=defaults.cores, help="cores of each worker (default %(default)s)")
-    up.add_argument("--memory", default=defaults.memory, help="memory of each worker (default %(default)s)")
+    up.add_argument("--workers", type=int, help=f"worker processes (default {defaults.workers})")
+    up.add_argument("--cores", type=int, help=f"cores of each worker (default {defaults.cores})")
+    up.add_argument("--memory", help=f"memory of each worker (default {defaults.memory})")
     up.add_argument("--port", type=int, default=defaults.port, help="port of the master (default %(default)s)")
     up.set_defaults(run=_up)
 
@@ -28,10 +28,9 @@ def add_commands(commands: Any) -> None:
 
 
 def _up(options: argparse.Namespace) -> int:
-    settings = cluster.ClusterSettings(
-        workers=options.workers, cores=options.cores, memory=options.memory, port=options.port
-    )
-    running = cluster.up(settings)
+    names = ("workers", "cores", "memory")
+    asked = {name: value for name in names if (value := getattr(options, name)) is not None}
+    running = cluster.up(cluster.ClusterSettings(port=options.port, **asked), asked=asked)
     print(f"Spark master at {running.details['master']}, web page {running.details['web_url']}")
     return 0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any
@@ -71,7 +72,7 @@ def event(known: ticket.Ticket, outcome: follow.Outcome) -> dict[str, Any]:
     learned = None
     if outcome.plan is not None:
         learned = profiles.to_json(Profile(key=known.profile_key, plans=(outcome.plan,)))
-    return {
+    found = {
         "submission": known.to_json(),
         "state": str(outcome.status.state),
         "reason": outcome.status.reason,
@@ -79,6 +80,8 @@ def event(known: ticket.Ticket, outcome: follow.Outcome) -> dict[str, Any]:
         "journal": journal.thin(outcome.records),
         "learned": learned,
     }
+    plain: dict[str, Any] = json.loads(json.dumps(found))  # no words of ours that only look like strings
+    return plain
 
 
 def failure(submission: dict[str, Any], exc: errors.MlscaleError) -> dict[str, Any]:

@@ -261,5 +261,20 @@ def test_a_machine_without_java_runs_local_jobs_on_the_bundled_one(
 
 def test_up_twice_is_up_once(master: str) -> None:
     before = [service.pid for service in processes.services(cluster.PREFIX)]
-    cluster.up(cluster.ClusterSettings(workers=1, cores=2, memory="1g", port=int(master.rpartition(":")[2])))
+    port = int(master.rpartition(":")[2])
+    cluster.up(cluster.ClusterSettings(workers=1, cores=2, memory="1g", port=port))
+    cluster.up(cluster.ClusterSettings(port=port), asked=())  # as it is, whatever that is
     assert [service.pid for service in processes.services(cluster.PREFIX)] == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cores": 3}, "cores='3': spark-worker-1 runs with 2; end it first"),
+        ({"memory": "2g"}, "memory='2g': spark-worker-1 runs with 1g; end it first"),
+    ],
+)
+def test_a_cluster_that_runs_otherwise_is_told_of(master: str, arguments: dict[str, object], message: str) -> None:
+    given = {"workers": 1, "cores": 2, "memory": "1g", "port": int(master.rpartition(":")[2]), **arguments}
+    with pytest.raises(errors.InvalidInputError, match=message):
+        cluster.up(cluster.ClusterSettings(**given))

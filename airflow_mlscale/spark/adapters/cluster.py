@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from airflow_mlscale import errors
@@ -16,6 +16,7 @@ from airflow_mlscale.spark.adapters import install, master
 HOST = "127.0.0.1"
 PREFIX = "spark-"
 MASTER = "spark-master"
+_END_FIRST = "end it first (mlscale spark down)"
 _START_S = 120.0
 """A JVM on a busy machine takes its time."""
 
@@ -45,19 +46,24 @@ class ClusterSettings:
             raise errors.InvalidInputError("memory", self.memory, "give a number and a unit, such as 512m or 2g")
 
 
-def up(settings: ClusterSettings) -> processes.Service:
+def up(settings: ClusterSettings, *, asked: Collection[str] = ("workers", "cores", "memory")) -> processes.Service:
     """Start what of the cluster does not run yet; returns the master's service.
 
+    Args:
+        settings: of the cluster.
+        asked: which of them a cluster that runs already must agree with; the others it may have otherwise.
+
     Raises:
-        InvalidInputError: Java or pyspark is missing, the port is taken, or a cluster on another port runs.
+        InvalidInputError: Java or pyspark is missing, the port is taken, or a cluster runs that is different.
         TransientError: it did not become ready; nothing of it is left running.
     """
     found = install.find()
     known = processes.service(MASTER)
     if known and known.details["master"] != _url(settings.port):
         raise errors.InvalidInputError(
-            "port", settings.port, f"a cluster runs at {known.details['master']}; end it first (mlscale spark down)"
+            "port", settings.port, f"a cluster runs at {known.details['master']}; {_END_FIRST}"
         )
+    _check_same(settings, asked)
     begun = not processes.services(PREFIX)
     try:
         running = known or _start_master(found, settings)
@@ -70,6 +76,22 @@ def up(settings: ClusterSettings) -> processes.Service:
             down()
         raise
     return running
+
+
+def _check_same(settings: ClusterSettings, asked: Collection[str]) -> None:
+    """Refuse a cluster that runs with other values than those asked for: they would be ignored.
+
+    Raises:
+        InvalidInputError: names the first of them.
+    """
+    workers = processes.services(f"{PREFIX}worker-")
+    if "workers" in asked and len(workers) > settings.workers:
+        raise errors.InvalidInputError("workers", settings.workers, f"{len(workers)} run already; {_END_FIRST}")
+    for worker in workers:
+        for field in ("cores", "memory"):
+            runs_with, wanted = worker.details.get(field), str(getattr(settings, field))
+            if field in asked and runs_with is not None and runs_with.lower() != wanted.lower():
+                raise errors.InvalidInputError(field, wanted, f"{worker.name} runs with {runs_with}; {_END_FIRST}")
 
 
 def down() -> list[str]:
@@ -119,8 +141,9 @@ def _start_worker(found: install.Install, settings: ClusterSettings, number: int
     command = [found.command("spark-class"), "org.apache.spark.deploy.worker.Worker", "--host", HOST]
     command += ["--webui-port", "0", "--cores", str(settings.cores), "--memory", settings.memory]
     command += ["--work-dir", str(work), _url(settings.port)]
+    details = {"cores": str(settings.cores), "memory": settings.memory}
     processes.detach(
-        name, command, details={}, env=_env(found), cwd=work, log_path=processes.home() / "logs" / f"{name}.log"
+        name, command, details=details, env=_env(found), cwd=work, log_path=processes.home() / "logs" / f"{name}.log"
     )
 
 

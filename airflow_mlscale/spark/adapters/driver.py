@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from typing import Any
 
 import httpx
@@ -12,6 +14,11 @@ from airflow_mlscale.spark import ports
 from airflow_mlscale.spark.adapters import rest
 from airflow_mlscale.spark.model import Progress
 
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0
+"""A driver that cannot be asked for so long is worth a word: its cluster may be full, or no way may lead there."""
+
 
 class RemoteProgress(rest.RestProgress):
     """`ProgressPort` over a `RemoteApplication`."""
@@ -19,14 +26,24 @@ class RemoteProgress(rest.RestProgress):
     def __init__(self, application: ports.RemoteApplication, run: str) -> None:
         super().__init__("http://the-driver.invalid", run)
         self._remote = application
+        self._asked_s = time.monotonic()
+        self._told = False
 
     async def read(self) -> Progress | None:
         try:
             return await super().read()
-        except errors.UnreachableError:
-            if self._application is None:  # it has not begun
-                return None
-            raise
+        except errors.UnreachableError as exc:
+            if self._application is not None:
+                raise
+            self._wonder(exc)
+            return None  # it has not begun
+
+    def _wonder(self, exc: errors.UnreachableError) -> None:
+        """Tell once of a driver that should have begun by now; where no way leads to it, its progress stays unknown."""
+        log.debug("%s", exc)
+        if not self._told and time.monotonic() - self._asked_s > PATIENCE_S:
+            self._told = True
+            log.warning("after %.0f s no progress could be read yet: %s", PATIENCE_S, exc)
 
     async def _get(self, path: str) -> Any:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ _STATES = {
     "FAILED": RemoteState.FAILED,
     "ERROR": RemoteState.FAILED,
 }
+_TOKEN = re.compile(r'name="csrfToken"\s+value="([^"]+)"')
 _PORTS_TRIED = 17
 """A driver whose port is taken tries the next ones (`spark.port.maxRetries`)."""
 
@@ -72,10 +74,11 @@ class StandaloneApplication:
         if self.driver_id is None:
             return
         try:
-            answer = self._client.post(f"{self.web_url}/driver/kill/", data={"id": self.driver_id, "terminate": "true"})
+            form = {"id": self.driver_id, "terminate": "true", **self._token()}
+            answer = self._client.post(f"{self.web_url}/driver/kill/", data=form)
         except httpx.HTTPError as exc:
             raise errors.UnreachableError("the Spark master's web page", self.web_url, str(exc)) from exc
-        if answer.status_code >= 400:
+        if answer.status_code >= 400 and self._runs():
             raise errors.UnreachableError(
                 "the Spark master's web page",
                 self.web_url,
@@ -84,6 +87,15 @@ class StandaloneApplication:
 
     def close(self) -> None:
         self._client.close()
+
+    def _token(self) -> dict[str, str]:
+        """What the page's own buttons send along (from Spark 4.3 on), and the page of another site could not know."""
+        page = self._client.get(self.web_url, follow_redirects=True)
+        found = _TOKEN.search(page.text)
+        return {"csrfToken": found[1]} if found else {}
+
+    def _runs(self) -> bool:
+        return not self.status().state.over
 
     def _row(self) -> master.Driver | None:
         drivers = master.state(self.web_url).drivers
