@@ -64,7 +64,7 @@ def _measure(options: argparse.Namespace, scope: session.Scope, found: Results, 
     with running:
         for line in running.baselines():
             console.print(line, markup=False, highlight=False)
-        console.print(f"{running.left()} runs to go", highlight=False)
+        console.print(f"{running.left()} runs to go, about {running.left_s() / 60:.0f} minutes", highlight=False)
         for line in running.race():
             console.print(line, markup=False, highlight=False)
 

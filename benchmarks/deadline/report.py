@@ -203,7 +203,7 @@ def markdown(found: Results) -> str:
         _markdown(lines(rows)),
         "Error is |finish − deadline| ÷ deadline; granted ÷ needed is mean granted cores ÷ (work ÷ deadline); peak "
         "(median over the runs) and mean are granted cores; used is core-seconds relative to an uncontrolled run. "
-        "Grant and work are the executors'.",
+        "Grant and work are the executors'. Ending early is no fault in work conserving mode: it took idle cycles.",
     ]
     for factor in sorted({row["factor"] for row in rows}):
         parts += [f"### {factor:g}× the uncontrolled time", _markdown(lines(rows, factor=factor))]

@@ -18,6 +18,8 @@ CORES = 2
 """Slots of the cluster: the applications are sized for it."""
 FAR_S = 1800.0
 """A deadline for runs that have none."""
+AROUND_S = 4.0
+"""Between two runs, and for the last executor to end."""
 BASELINE_SEED = 1000
 """Uncontrolled runs before the race draw other data than the race does: profiles must hold for new data."""
 
@@ -146,6 +148,14 @@ class Session:
     def left(self) -> int:
         """Runs of the race that are still to be made."""
         return sum(1 for each in race(self.scope) if not all(map(self.results.has, each.keys)))
+
+    def left_s(self) -> float:
+        """Roughly how long they will take: a controlled run takes what it may."""
+        runs = [each for each in race(self.scope) if not all(map(self.results.has, each.keys))]
+        lasting = (max(each.factors) if each.rival.knows_deadline else 1.0 for each in runs)
+        return sum(
+            factor * self.results.median_s(each.app) + AROUND_S for each, factor in zip(runs, lasting, strict=True)
+        )
 
     def _row(self, each: Run, keys: Sequence[results.Key]) -> str:
         deadline_s = max(self.results.deadline_s(key.app, key.factor) for key in keys)

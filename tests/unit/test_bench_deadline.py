@@ -75,8 +75,10 @@ def test_a_resumed_session_keeps_its_rows_deadlines_and_profiles_and_repeats_not
     assert again.deadline_s("aggregate", 1.5) == 60.0
     assert again.profile("aggregate") == PROFILE
     scope = session.Scope(apps=("aggregate",), rivals=("ours_reserve", "paper"), factors=(1.5,), seeds=2)
-    left = session.Session(scope, again, home=results.path.parent).left()
-    assert left == 3  # of 2 rivals · 2 seeds
+    resumed = session.Session(scope, again, home=results.path.parent)
+    assert not resumed.complete()
+    assert resumed.left() == 3  # of 2 rivals · 2 seeds
+    assert resumed.left_s() == 3 * (1.5 * 40 + session.AROUND_S)
 
 
 def test_a_failed_run_is_a_row_a_miss_and_not_repeated(results: Results) -> None:
