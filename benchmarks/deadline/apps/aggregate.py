@@ -12,7 +12,7 @@ from pyspark import SparkContext  # noqa: TID253 (runs inside Spark only)
 ROUNDS = 4
 ROWS = 5_900_000
 """Of each round, at scale 1."""
-SLICES = 16
+SLICES = 48
 KEYS = 500
 
 
