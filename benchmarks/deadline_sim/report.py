@@ -43,7 +43,7 @@ def summaries(rows: Sequence[cases.Row]) -> list[Summary]:
     """One for each condition, in the order of `cases.cells`."""
     groups: dict[tuple[str, str, float], list[cases.Row]] = {}
     for row in rows:
-        groups.setdefault((row.system, row.profile, row.slack), []).append(row)
+        groups.setdefault(_group(row), []).append(row)
     return [_summary(groups[cell.system, cell.profile, cell.slack]) for cell in cases.cells() if _key(cell) in groups]
 
 
@@ -102,13 +102,11 @@ def show_misses(console: Console, rows: Sequence[cases.Row], *, most: int) -> No
     missed = sorted((row for row in rows if not row.met and row.system not in ("none",)), key=_overrun, reverse=True)
     if not missed:
         return
-    by_cause = Table(title="Missed, by shape and by mishap")
-    for name in ("cause", "missed", "runs", "%"):
-        by_cause.add_column(name, justify="left" if name == "cause" else "right")
+    systems = [name for name in cases.SYSTEMS if name in {row.system for row in missed}]
+    by_cause = Table("cause", "applications", *systems, title="Missed %, by shape and by mishap")
     for name in sorted({row.shape for row in rows}) + sorted({name for row in rows for name in row.mishaps}):
         mine = [row for row in rows if name in (row.shape, *row.mishaps)]
-        count = sum(not row.met for row in mine)
-        by_cause.add_row(name, str(count), str(len(mine)), f"{100 * count / len(mine):.2f}")
+        by_cause.add_row(name, str(len({row.seed for row in mine})), *(_missed(mine, system) for system in systems))
     console.print(by_cause)
     for row in missed[:most]:
         console.print(
@@ -117,6 +115,11 @@ def show_misses(console: Console, rows: Sequence[cases.Row], *, most: int) -> No
             highlight=False,
             soft_wrap=True,
         )
+
+
+def _missed(rows: Sequence[cases.Row], system: str) -> str:
+    mine = [row for row in rows if row.system == system]
+    return f"{100 * sum(not row.met for row in mine) / len(mine):.2f}" if mine else ""
 
 
 def _overrun(row: cases.Row) -> float:
@@ -134,26 +137,29 @@ def write(path: Path, rows: Sequence[cases.Row], about: dict[str, Any]) -> None:
 
 
 def draw(path: Path, rows: Sequence[cases.Row]) -> None:
-    """Finish ÷ deadline of every run, by system."""
+    """Finish ÷ deadline of all runs, by system and slack."""
     import matplotlib.figure
 
-    shown = [(system, profile) for system in cases.SYSTEMS for profile in ("any", "warm", "partly")]
-    groups = {
-        f"{system}\n{profile}" if profile != "any" else system: values
-        for system, profile in shown
-        if (values := [row.finish_s / row.deadline_s for row in rows if (row.system, row.profile) == (system, profile)])
-    }
+    shown = [(system, profile) for system in cases.SYSTEMS for profile in (cases.ANY_PROFILE, "warm", "partly")]
+    groups = [pair for pair in shown if any((row.system, row.profile) == pair for row in rows)]
+    slacks = sorted({row.slack for row in rows})
     if not groups:
         return
-    figure = matplotlib.figure.Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.add_subplot()
-    axes.boxplot(list(groups.values()), tick_labels=list(groups), whis=(1, 99), showfliers=True, sym=",")
-    axes.axhline(1.0, color="tab:red", linewidth=1)
-    axes.set_ylabel("finish ÷ deadline")
-    axes.set_ylim(0.4, min(2.0, max(1.1, *(max(values) for values in groups.values()))))
-    axes.set_title(
-        f"{len({row.seed for row in rows})} random applications, deadlines at 1.2, 1.5 and 2 times (simulated)"
-    )
-    axes.tick_params(axis="x", labelsize=7)
+    figure = matplotlib.figure.Figure(figsize=(11, 1.6 + 0.42 * len(groups)), layout="constrained")
+    panels = figure.subplots(1, len(slacks), sharey=True, squeeze=False)[0]
+    for axes, slack in zip(panels, slacks, strict=True):
+        mine = [[row.finish_s / row.deadline_s for row in rows if _group(row) == (*pair, slack)] for pair in groups]
+        labels = [" ".join(pair).replace("_", " ").removesuffix(f" {cases.ANY_PROFILE}") for pair in groups]
+        axes.boxplot(mine[::-1], orientation="horizontal", tick_labels=labels[::-1], whis=(1, 99), sym=".", widths=0.6)
+        axes.axvline(1.0, color="tab:red", linewidth=1)
+        axes.set_xlim(0.3, 1.6)
+        axes.set_title(f"deadline = {slack:g} × uncontrolled", fontsize=10)
+        axes.set_xlabel("finish ÷ deadline")
+    count = len({row.seed for row in rows})
+    figure.suptitle(f"Simulated: {count} random applications (boxes: quartiles; whiskers: 1 % and 99 %)", fontsize=11)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _group(row: cases.Row) -> tuple[str, str, float]:
+    return row.system, row.profile, row.slack
