@@ -52,7 +52,11 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {
                 "integration-name": "airflow_mlscale",
-                "python-modules": ["airflow_mlscale.triggers.federated", "airflow_mlscale.triggers.roma"],
+                "python-modules": [
+                    "airflow_mlscale.triggers.federated",
+                    "airflow_mlscale.triggers.roma",
+                    "airflow_mlscale.triggers.spark",
+                ],
             }
         ],
         "connection-types": [
