@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration import spark_dag
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
 DEADLINE_AT = datetime.now(UTC) + timedelta(minutes=10)
 
@@ -34,7 +34,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-m", "airflow", "db", "migrate"], env=env, check=True, capture_output=True)
     command = [sys.executable, "-m", "tests.integration.spark_dag", str(folder / "result.json")]
-    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True, timeout=540)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return json.loads((folder / "result.json").read_text()), done.stdout + done.stderr
 
