@@ -84,6 +84,31 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "Only if it is not at port 8080 of the master; tells workers and cores",
                         "schema": {"type": ["string", "null"], "default": ""},
                     },
+                    "deploy-mode": {
+                        "label": "Deploy mode",
+                        "description": "client or cluster: where drivers run unless a task says otherwise",
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
+                    "agents": {
+                        "label": "Agents of several hosts",
+                        "description": 'JSON object by worker host, such as {"worker-1": "http://worker-1:8790"}',
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
+                    "kube_config": {
+                        "label": "Kubeconfig file",
+                        "description": "Kubernetes: path on workers and triggerers; empty takes the usual ones",
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
+                    "yarn_resourcemanager_webapp_address": {
+                        "label": "YARN ResourceManager",
+                        "description": "Its web address, such as http://rm:8088",
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
+                    "yarn_user": {
+                        "label": "YARN user",
+                        "description": "As whom to ask a ResourceManager with simple authentication",
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
                 },
             },
             {

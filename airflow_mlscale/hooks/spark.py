@@ -116,9 +116,7 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         """
         runs.check_application(application)
         if self._connection["deploy_mode"] not in (None, "client"):
-            raise errors.InvalidInputError(
-                "deploy_mode", self._connection["deploy_mode"], "use client: the controller runs beside the driver"
-            )
+            raise errors.InvalidInputError("deploy_mode", self._connection["deploy_mode"], "use client or cluster")
         if allocator == allocators.EXECUTORS:
             executor_count.check(application=application)
         return runs.DeadlineRun(self._request(promise, settings, profile_store, profile_key, allocator))
@@ -290,6 +288,7 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         address = str(resolved["master"]).removeprefix(f"{self.conn_type}://")
         named = "://" in address or address.startswith(("local", "yarn"))
         resolved["master"] = address if named else f"spark://{address}"
+        resolved["deploy_mode"] = resolved["deploy_mode"] or None  # an empty field of the form
         return resolved
 
     def _get_spark_binary_path(self) -> list[str]:
@@ -339,7 +338,7 @@ def access_of(connection: Any) -> cluster_run.Access:
         agent_token=extra.get("agent_token") or None,
         agents=agents,
         kube_config=extra.get("kube_config") or None,
-        user=connection.login or None,
+        user=extra.get("yarn_user") or None,
     )
 
 

@@ -209,6 +209,8 @@ class ClusterRun:
         entries = self._entries(group, opened) if where.here else {}
         driver_entries = self._entries(driver_group, opened) if driver_group else {}
         given = launch.properties(where, run=self.run_id, ui_port=ui_port, entry_env=entries, given=request.properties)
+        # spark-submit would give up after 10 s, though a busy master has taken the application; this is the usual time.
+        given = {"spark.rpc.askTimeout": "120s", **given}
         env = launch.environment(where, self.install, entry_env={}, given={})
         if driver_entries:
             # Spark would let only its own variables through; ours are chosen already.
