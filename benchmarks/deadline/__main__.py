@@ -25,7 +25,7 @@ DOCS = ROOT / "docs"
 def main(arguments: list[str] | None = None) -> int:
     """Run what the arguments ask for; 0 if every run ended well, 1 if one failed, 2 for bad input."""
     options = _parser().parse_args(arguments)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         scope = _scope(options)
         found = _open(options, scope)
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
         for factor in (None, *(factors if len(factors) > 1 else ())):
             console.print(report.table(found.rows, factor=factor))
         for target in report.targets(found.rows):
-            console.print(str(target), markup=False, highlight=False)
+            console.print(str(target), markup=False, highlight=False, soft_wrap=True)
         if not options.no_publish:
             _publish(options, found, console)
     except errors.InvalidInputError as exc:
@@ -63,10 +63,10 @@ def _measure(options: argparse.Namespace, scope: session.Scope, found: Results, 
         return
     with running:
         for line in running.baselines():
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
         console.print(f"{running.left()} runs to go, about {running.left_s() / 60:.0f} minutes", highlight=False)
         for line in running.race():
-            console.print(line, markup=False, highlight=False)
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def _publish(options: argparse.Namespace, found: Results, console: Console) -> None:

@@ -183,7 +183,9 @@ def lines(rows: Sequence[Row], *, factor: float | None = None) -> list[tuple[str
 def table(rows: Sequence[Row], *, factor: float | None = None) -> Table:
     """For the terminal."""
     title = "Deadlines" if factor is None else f"Deadlines at {factor:g}× the uncontrolled time"
-    drawn = Table(*HEADS, title=title)
+    drawn = Table(title=title)
+    for head in HEADS:
+        drawn.add_column(head, no_wrap=head == HEADS[0])
     for line in lines(rows, factor=factor):
         drawn.add_row(*line)
     return drawn

@@ -18,6 +18,8 @@ from benchmarks.deadline.trial import Outcome
 VERSION = 1
 BASELINE = "none"
 """System of uncontrolled runs."""
+BASELINE_SEED = 1000
+"""Runs before the race draw other data than the race does: profiles must hold for new data."""
 _NOT_IN_ROWS = ("series", "learned")
 
 
@@ -98,19 +100,34 @@ class Results:
         """The warm profile; None before the first uncontrolled run."""
         return profiles.from_json(self.profiles[app]) if app in self.profiles else None
 
+    def raced(self, app: str) -> bool:
+        """Whether the race of that application has begun: its deadlines and its profile are fixed from then on."""
+        return any(row["app"] == app for row in self.rows)
+
+    def count_baselines(self, app: str, factors: Iterable[float]) -> None:
+        """Let the runs before the race count as runs of no control to each of these deadlines."""
+        for number, run in enumerate(self.baselines[app]):
+            for factor in factors:
+                key = Key(BASELINE, app, BASELINE_SEED + number, factor)
+                if not self.has(key):
+                    met = run["finish_s"] <= self.deadline_s(app, factor)
+                    self.rows.append({**self._promised(key), **run, "met": met, "error": None})
+
     def add(self, keys: Iterable[Key], outcome: Outcome | None, error: str | None = None) -> None:
         """Append a run's rows, one for each key that it counts for."""
         for key in keys:
             self.rows.append(
                 {
-                    **asdict(key),
-                    "deadline_s": self.deadline_s(key.app, key.factor),
-                    "work_core_s": round(self.work_core_s(key.app), 2),
+                    **self._promised(key),
                     **self._measured(key, outcome),
                     "error": error,
                     "at": now(),
                 }
             )
+
+    def _promised(self, key: Key) -> Mapping[str, Any]:
+        deadline_s, work_core_s = self.deadline_s(key.app, key.factor), self.work_core_s(key.app)
+        return {**asdict(key), "deadline_s": deadline_s, "work_core_s": round(work_core_s, 2)}
 
     def _measured(self, key: Key, outcome: Outcome | None) -> Mapping[str, Any]:
         if outcome is None:

@@ -20,8 +20,6 @@ FAR_S = 1800.0
 """A deadline for runs that have none."""
 AROUND_S = 4.0
 """Between two runs, and for the last executor to end."""
-BASELINE_SEED = 1000
-"""Uncontrolled runs before the race draw other data than the race does: profiles must hold for new data."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,15 +124,18 @@ class Session:
         """Uncontrolled runs, the applications in turn; says what came out of each."""
         for number in range(self.scope.baselines):
             for app in self.scope.apps:
-                if len(self.results.baselines.get(app, ())) > number:
+                if self.results.raced(app) or len(self.results.baselines.get(app, ())) > number:
                     continue
-                outcome = self._run(app, LEARNER, BASELINE_SEED + number, FAR_S)
+                outcome = self._run(app, LEARNER, results.BASELINE_SEED + number, FAR_S)
                 self.results.add_baseline(app, outcome)
                 self.results.save()
                 yield f"{app} alone: {outcome.finish_s:.1f} s, {outcome.used_core_s:.1f} core-s"
 
     def race(self) -> Iterator[str]:
         """The runs that are left; says what came out of each. One that fails is a row like any other."""
+        for app in self.scope.apps:
+            self.results.count_baselines(app, self.scope.factors)
+        self.results.save()
         for each in race(self.scope):
             keys = [key for key in each.keys if not self.results.has(key)]
             if keys:
@@ -142,8 +143,7 @@ class Session:
 
     def complete(self) -> bool:
         """Whether nothing is left to run."""
-        alone = (len(self.results.baselines.get(app, ())) for app in self.scope.apps)
-        return min(alone, default=0) >= self.scope.baselines and not self.left()
+        return all(map(self.results.raced, self.scope.apps)) and not self.left()
 
     def left(self) -> int:
         """Runs of the race that are still to be made."""

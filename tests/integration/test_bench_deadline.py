@@ -24,8 +24,9 @@ def test_a_tiny_session_measures_draws_and_is_not_repeated(tmp_path: Path, monke
 
     results = json.loads(path.read_text())
     rows = {row["system"]: row for row in results["rows"]}
-    assert set(rows) == {"ours_reserve", "fixed"}
+    assert set(rows) == {"ours_reserve", "fixed", "none"}
     (alone,) = results["baselines"]["aggregate"]
+    assert rows.pop("none")["finish_s"] == alone["finish_s"]
     for row in rows.values():
         assert row["error"] is None
         assert row["deadline_s"] == pytest.approx(1.5 * alone["finish_s"], abs=0.02)
@@ -39,4 +40,4 @@ def test_a_tiny_session_measures_draws_and_is_not_repeated(tmp_path: Path, monke
     assert not [group for group in detect.local().groups() if group.name.startswith("spark-aggregate-")]
 
     assert command.main([*arguments, *scope, "--baselines", "1", "--resume"]) == 0
-    assert len(json.loads(path.read_text())["rows"]) == 2
+    assert len(json.loads(path.read_text())["rows"]) == 3

@@ -101,6 +101,18 @@ def test_one_run_that_knows_no_deadline_is_judged_by_each(results: Results) -> N
     assert [(row["deadline_s"], row["met"]) for row in results.rows] == [(48.0, False), (60.0, True)]
 
 
+def test_runs_before_the_race_count_as_no_control_once_and_fix_the_deadlines(results: Results) -> None:
+    assert not results.raced("aggregate")
+    for _ in range(2):  # a resumed session counts them again
+        results.count_baselines("aggregate", (1.2,))
+    assert [(row["system"], row["seed"], row["finish_s"], row["met"]) for row in results.rows] == [
+        ("none", 1000, 50.0, False),  # of 48 s
+        ("none", 1001, 39.0, True),
+        ("none", 1002, 40.0, True),
+    ]
+    assert results.raced("aggregate")
+
+
 def test_figures_show_their_arithmetic(results: Results) -> None:
     for seed, finish_s in enumerate((58.8, 59.4, 63.0), start=1):  # 2 %, 1 % and 5 % off
         results.add([Key("ours_reserve", "aggregate", seed, 1.5)], outcome(finish_s, mean_cores=1.1, used_core_s=66.0))
