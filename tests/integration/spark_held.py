@@ -176,10 +176,21 @@ class HeldJob:
         except errors.TransientError as exc:
             raise (self.error or exc) from exc
 
-    def wait_until_held(self, before: frozenset[str] = frozenset()) -> frozenset[str]:
-        """Until a task of the long stage runs that is none of those ``before``; returns all so far."""
-        self.wait(lambda: bool(markers(self.folder) - before), "a running task")
-        return markers(self.folder)
+    def wait_until_held(self) -> None:
+        """Until a task of the long stage runs."""
+        self.wait(lambda: bool(tasks(self.folder)), "a running task")
+
+    def executor_at_work(self, host: Host, *, other_than: int = 0) -> int:
+        """An executor in the job's group whose Python workers have begun the long stage; waits for one."""
+        found: list[int] = []
+
+        def at_work() -> bool:
+            workers = tasks(self.folder)
+            found[:] = [pid for pid in host.executors_of(self.name) if pid != other_than and workers & descendants(pid)]
+            return bool(found)
+
+        self.wait(at_work, "an executor at work")
+        return found[0]
 
     def let_go(self) -> None:
         (self.folder / "gate").touch()
@@ -212,9 +223,16 @@ def operator(made: dict[str, Any]) -> Any:
     return DeadlineSparkSubmitOperator(task_id="task", **{**made, "deadline": deadline})
 
 
-def markers(folder: Path) -> frozenset[str]:
-    """Tasks of the long stage that have begun."""
-    return frozenset(path.name for path in folder.glob("running-*"))
+def tasks(folder: Path) -> set[int]:
+    """Process ids of the tasks of the long stage that have begun, ended or not."""
+    return {int(text) for path in folder.glob("running-*") if (text := path.read_text())}
+
+
+def descendants(pid: int) -> set[int]:
+    try:
+        return {child.pid for child in psutil.Process(pid).children(recursive=True)}
+    except psutil.NoSuchProcess:
+        return set()
 
 
 def processes_of(mark: str) -> list[psutil.Process]:

@@ -131,7 +131,7 @@ def test_a_killed_task_leaves_nothing_and_its_retry_keeps_the_promise(host: Host
         task = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=Path(__file__).parents[2])
     try:
         processes.wait_until(
-            lambda: bool(spark_held.markers(tmp_path)),
+            lambda: bool(spark_held.tasks(tmp_path)),
             what="a running task",
             timeout_s=spark_held.PATIENCE_S,
             alive=lambda: task.poll() is None,
@@ -156,17 +156,14 @@ def test_a_killed_executor_is_replaced_within_its_group_and_its_lost_work_is_not
     host: Host, begin: Begin, tmp_path: Path
 ) -> None:
     spark_held.save_profile(tmp_path, core_s=12.0)
-    job = begin("executor", **LIMITED)
-    before = job.wait_until_held()
-    (victim,) = host.executors_of("executor")
+    job = begin("executor", **LIMITED, min_cores=LIMIT_CORES)  # there is time for less, which would only be slow
+    victim = job.executor_at_work(host)
     kill(victim)
-    job.wait_until_held(before)
+    successor = job.executor_at_work(host, other_than=victim)
     replaced_at = time.time()
-    (successor,) = host.executors_of("executor")
-    assert successor != victim
-    workers = [int((tmp_path / marker).read_text()) for marker in spark_held.markers(tmp_path) - before]
+    workers = spark_held.tasks(tmp_path) & spark_held.descendants(successor)
     (group,) = (row for name, row in host.groups("executor").items() if not name.endswith("-driver"))
-    assert set(workers) <= set(group["members"])  # Python workers of the new executor, too
+    assert {successor, *workers} <= set(group["members"])
     assert group["share"]["ceiling_cores"] is not None
     job.wait(
         lambda: any(row["at"] > replaced_at and row["seen"]["tasks_running"] for row in job.journal()),
@@ -205,10 +202,9 @@ def test_a_killed_agent_leaves_the_job_unlimited_until_its_successor_takes_it_up
     spark_held.wait_until_nothing_is_left(host, job)
 
 
-def test_a_job_outlives_a_killed_worker_that_is_started_again(host: Host, begin: Begin, tmp_path: Path) -> None:
+def test_a_job_outlives_a_killed_worker_that_is_started_again(host: Host, begin: Begin) -> None:
     job = begin("worker", **LIMITED)
-    before = job.wait_until_held()
-    (executor,) = host.executors_of("worker")
+    executor = job.executor_at_work(host)
     worker = processes.service(f"{cluster.PREFIX}worker-1")
     assert worker is not None
     pid = processes.command_pid(worker.pid)
@@ -218,8 +214,7 @@ def test_a_job_outlives_a_killed_worker_that_is_started_again(host: Host, begin:
     processes.wait_until(lambda: not worker.alive(), what="the end of the worker's guard", timeout_s=30)
 
     cluster.up(host.settings)
-    job.wait_until_held(before)
-    assert len(host.executors_of("worker")) == 1
+    job.executor_at_work(host, other_than=executor)
     job.let_go()
     job.join()
     assert job.summary["met"]
