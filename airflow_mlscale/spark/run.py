@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import ceil
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -219,7 +220,8 @@ class DeadlineRun:
         given = self.request.properties
         executor_count.check(local_mode=self.target.local_mode, given=given)
         cores = int(given.get("spark.executor.cores", 1))
-        settings = executor_count.CountSettings(executor_cores=cores, most=max(1, int(self.slots) // cores))
+        most = min(int(self.slots) // cores, ceil(self.full_cores / cores))
+        settings = executor_count.CountSettings(executor_cores=cores, most=max(1, most))
         return executor_count.ExecutorCountPort(meter, settings, group=group_name(self.request.name, self.run_id))
 
     def _finder(self, group: str, driver_url: str) -> Finder:

@@ -139,10 +139,10 @@ def test_a_driver_that_cannot_is_told_once(port: ExecutorCountPort, caplog: pyte
     assert sum("Py4JError: no" in record.message for record in caplog.records if record.levelname == "WARNING") == 1
 
 
-def test_shares_of_groups_stay_as_they_are(port: ExecutorCountPort) -> None:
+def test_groups_get_their_guarantee_but_no_ceiling(port: ExecutorCountPort) -> None:
     with driver(port):
         need(port, 1.0)
-    assert port._meter.groups()[0].share == ports.UNMANAGED
+    assert port._meter.groups()[0].share == ports.CpuShare(guaranteed_cores=1.0)
     assert [info.share for info in port.groups()] == [ports.CpuShare.strict(2.0), ports.UNMANAGED]
     with pytest.raises(KeyError):
         port.apply("nobody", ports.IDLE)

@@ -70,7 +70,10 @@ def wanted(settings: CountSettings, cores: float, now: int) -> int:
 
 
 class ExecutorCountPort:
-    """`CpuPort` that turns the executors' guarantee into their number; metering is another port's matter."""
+    """`CpuPort` that turns the executors' guarantee into their number.
+
+    Metering is another port's matter, which is also told the guarantee, where it enforces any; ceilings it never is.
+    """
 
     name = "executors"
     enforces = True
@@ -81,7 +84,7 @@ class ExecutorCountPort:
         """Prepare a socket; nothing is listening there before the application runs.
 
         Args:
-            meter: groups are opened and metered there; their shares stay as they are.
+            meter: groups are opened and metered there.
             settings: see there.
             group: the executors'; other groups are not counted.
             clock: for the time between changes.
@@ -111,9 +114,10 @@ class ExecutorCountPort:
 
     def apply(self, group: str, share: ports.CpuShare, terms: ports.Terms = ports.Terms()) -> ports.CpuShare:
         granted = ports.granted(group, share, terms, self.host_cores)
-        self._meter.usage(group)  # raises for a group that is not open
+        at_least = ports.CpuShare(guaranteed_cores=granted.guaranteed_cores)
+        told = self._meter.apply(group, share if share == ports.UNMANAGED else at_least, terms)
         if group != self._counted:
-            return granted
+            return told
         if share != ports.UNMANAGED:
             self._bring(wanted(self.settings, granted.guaranteed_cores, self.count))
         return ports.CpuShare.strict(float(self.count * self.settings.executor_cores))
@@ -194,6 +198,7 @@ def launch_properties(given: Mapping[str, str], settings: CountSettings) -> dict
         "spark.storage.decommission.enabled": "true",
         "spark.storage.decommission.shuffleBlocks.enabled": "true",
         "spark.storage.decommission.rddBlocks.enabled": "true",
+        "spark.storage.decommission.replicationReattemptInterval": "1s",  # the default keeps who leaves for 30 s
     }
     return {**ours, **given, PYTHON_PROPERTY: str(script)}
 

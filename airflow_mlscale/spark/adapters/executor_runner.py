@@ -72,9 +72,10 @@ def scale(count: int) -> dict[str, Any]:
 
 
 def active_context() -> Any:
-    """The application's `SparkContext`; None before it has one. Never imports pyspark: that is the application's."""
+    """The application's `SparkContext`; None before it is up. Never imports pyspark: that is the application's."""
     module = sys.modules.get("pyspark.core.context")
-    return getattr(getattr(module, "SparkContext", None), "_active_spark_context", None)
+    found = getattr(getattr(module, "SparkContext", None), "_active_spark_context", None)
+    return found if getattr(found, "_jsc", None) is not None else None  # it is announced before it is up
 
 
 def none(jvm: Any) -> Any:
