@@ -15,8 +15,6 @@ from rich.console import Console
 from airflow_mlscale.spark.settings import DeadlineSettings
 from benchmarks.deadline_sim import applications, cases, report
 
-ROOT = Path(__file__).parents[2]
-
 
 def main() -> None:
     """Run what the arguments ask for."""
@@ -45,6 +43,8 @@ def main() -> None:
         about = {"seeds": [seeds.start, seeds.stop], "length_s": args.length, "tuning": dict(args.set)}
         report.write(args.out / "benchmarks/results/deadline-sim.json", rows, about)
         report.draw(args.out / "docs/img/deadline-sim.png", rows)
+        if not args.only:
+            report.tell(args.out / "docs/benchmarks.md", rows)
 
 
 def _arguments() -> argparse.Namespace:
@@ -66,7 +66,11 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--worst", type=int, default=10, help="how many missed runs to list")
     parser.add_argument("--trace", type=int, metavar="SEED", help="show one run step by step instead")
-    parser.add_argument("--out", type=Path, help=f"write JSON and picture below this folder, such as {ROOT}")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write JSON, picture and (without --only) the table in docs/benchmarks.md below this folder, such as .",
+    )
     return parser.parse_args()
 
 

@@ -15,6 +15,7 @@ from rich.table import Table
 from benchmarks.deadline_sim import cases
 
 SIMULATED = "Simulated: applications that exist only as numbers, under the product's own policy code. Not Spark."
+_MARKS = ("<!-- deadline-sim: begin -->", "<!-- deadline-sim: end -->")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +135,23 @@ def write(path: Path, rows: Sequence[cases.Row], about: dict[str, Any]) -> None:
     fresh = path.with_suffix(".tmp")
     fresh.write_text(json.dumps(body, indent=1) + "\n")
     fresh.replace(path)
+
+
+def tell(path: Path, rows: Sequence[cases.Row]) -> None:
+    """Put the table into a page, between its two marks."""
+    head = "| system | profile | slack | runs | missed % | error % median | p95 | granted ÷ work | peak ÷ slots |"
+    lines = [
+        f"| {each.system} | {each.profile} | {each.slack:g} | {each.runs} | {each.missed_percent:.2f}"
+        f" | {each.median_error_percent:.2f} | {each.p95_error_percent:.2f}"
+        f" | {each.granted_ratio:.2f} | {each.peak_ratio:.2f} |"
+        for each in summaries(rows)
+    ]
+    table = "\n".join([head, "|---|---|" + "--:|" * 7, *lines])
+    before, _, rest = path.read_text().partition(_MARKS[0])
+    _, mark, after = rest.partition(_MARKS[1])
+    if not mark:
+        raise ValueError(f"{path} lacks {_MARKS[0]} or {_MARKS[1]}")
+    path.write_text(f"{before}{_MARKS[0]}\n{SIMULATED}\n\n{table}\n{_MARKS[1]}{after}")
 
 
 def draw(path: Path, rows: Sequence[cases.Row]) -> None:
