@@ -168,9 +168,11 @@ class RemainingWork:
         settings, promise = self.settings, self.promise
         spare_s = min(settings.spare * plan.surprise * left.longest_core_s, _MOST_SPARE * promise.duration_s)
         target_at = promise.started_at + settings.aim * promise.duration_s - spare_s
+        # What was kept for a straggler is used up by halves, not all at once.
+        time_s = max(target_at - seen.now, (promise.deadline_at - seen.now) / 2) - left.idle_s
         unknown = settings.unknown * (left.done_core_s + left.core_s)
         careful = left.scaled(1 + settings.caution * left.uncertainty, more_core_s=unknown)
-        needed = schedule.cores_within(careful, target_at - seen.now - left.idle_s)
+        needed = schedule.cores_within(careful, time_s)
         amount = f"{needed:.2f} cores" if needed <= _ANY * high else f"more than {high:g} cores"
         prediction = outlook.predict(left, cores=_reachable(seen, state, high), confidence=settings.confidence)
         found = outlook.verdict(prediction, time_s=promise.deadline_at - seen.now)
