@@ -315,7 +315,7 @@ def _over(stage: Stage) -> bool:
 
 
 def _unplanned(plan: Plan, live: Mapping[str, Stage], costs: Beta) -> list[tuple[Stage, float]]:
-    names = {known.key for known in plan.stages}
+    names = {known.key for known in plan.stages if known.core_s > 0}
     tasks = sum(known.tasks for known in plan.stages)
     mean = costs.overall * plan.stages_core_s / tasks if tasks else 0.0
     return [

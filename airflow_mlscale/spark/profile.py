@@ -22,6 +22,8 @@ _TELLING_PART = 0.02
 _LEAST_SURPRISE = 0.5
 _REMEMBERED = 0.75
 _SAME_MOMENT_S = 0.005
+_LEAST_BOOKED = 0.5
+"""A stage cost at least so much of what its part of all run time would cost."""
 _TELLING_RATIO = 1.2
 """Inputs must differ by so much before they say how the work grows with them."""
 _ELASTICITY_RANGE = (0.0, 2.0)
@@ -69,12 +71,15 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
     # One that was never submitted in the last reading was about to be skipped.
     stages = {key: stage for key, stage in keyed(progress.stages).items() if stage.submitted_at is not None}
     gaps, lead_s, tail_s = _gaps(list(stages.values()), submitted_at=submitted_at, ended_at=ended_at)
-    metered = sum(ledger.by_stage.values()) > 0
+    metered = sum(ledger.by_stage.get(stage.stage_id, 0.0) for stage in stages.values())
+    run_time_s = sum(stage.run_time_s for stage in stages.values())
+    # Readings are older than the meter: a short stage's use may have been booked to the stage before it.
+    least = _LEAST_BOOKED * metered / run_time_s if run_time_s > 0 else 0.0
     order = _order(stages)
     profiles = tuple(
         StageProfile(
             key=key,
-            core_s=(core_s := ledger.by_stage.get(stage.stage_id, 0.0) if metered else stage.run_time_s),
+            core_s=(core_s := _core_s(stage, ledger, least) if metered > 0 else stage.run_time_s),
             tasks=stage.tasks,
             gap_s=gaps.get(stage.stage_id, 0.0),
             input_bytes=stage.input_bytes,
@@ -86,6 +91,10 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
         for key, stage in stages.items()
     )
     return Plan(stages=profiles, startup_core_s=ledger.startup_core_s, lead_s=lead_s, tail_s=tail_s)
+
+
+def _core_s(stage: Stage, ledger: Ledger, least: float) -> float:
+    return max(ledger.by_stage.get(stage.stage_id, 0.0), least * stage.run_time_s)
 
 
 def _gaps(stages: list[Stage], *, submitted_at: float, ended_at: float) -> tuple[dict[int, float], float, float]:
