@@ -18,7 +18,7 @@ from tests.integration import spark_task
 pytestmark = pytest.mark.engine
 
 JOB = str(Path(__file__).parent / "spark_job.py")
-MEMORY = {"spark.executor.memory": "450m"}
+MEMORY = {"spark.executor.memory": "512m"}
 UNTIL_TOLD = """
 import os, sys
 from pyspark.sql import SparkSession
