@@ -20,7 +20,7 @@ _NEGLIGIBLE_CORE_S = 0.01
 _TELLING_PART = 0.02
 """Stages of less of the work do not tell how tasks straggle."""
 _LEAST_SURPRISE = 0.5
-_REMEMBERED = 0.75
+_REMEMBERED = 0.5
 _SAME_MOMENT_S = 0.005
 _LEAST_BOOKED = 0.5
 """A stage cost at least so much of what its part of all run time would cost."""
@@ -190,7 +190,7 @@ def _merge(old: Plan, new: Plan, rate: float) -> Plan:
 
 
 def _surprise(old: Plan, new: Plan, scale: float) -> float:
-    """The worst straggler of this run, or of earlier ones, slowly forgotten."""
+    """The worst straggler of this run, or of earlier ones, forgotten by halves."""
     was = {stage.key: stage.longest_core_s * scale**stage.elasticity for stage in old.stages}
     least = _TELLING_PART * new.stages_core_s
     worst = max(
