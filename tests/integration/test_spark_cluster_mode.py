@@ -100,8 +100,13 @@ def triggerer(serialised: Any, result: Path) -> Iterator[subprocess.Popen[bytes]
         process.wait()
 
 
-def groups_of(name: str) -> list[Any]:
-    return [group for group in detect.local().groups() if group.name.startswith(f"spark-{name}-")]
+def groups_of(submission: dict[str, Any]) -> dict[str, Any]:
+    """Groups of a submission, the driver's among them."""
+    return {info.name: info for info in detect.local().groups() if info.name.startswith(submission["group"])}
+
+
+def no_groups_named(name: str) -> bool:
+    return not [info for info in detect.local().groups() if info.name.startswith(f"spark-{name}-")]
 
 
 def drivers(web_url: str) -> dict[str, str]:
@@ -114,7 +119,7 @@ def records_of(submission: dict[str, Any]) -> list[journal.Record]:
 
 def test_a_deferred_application_outlives_its_task_and_its_triggerer(jar: str, tmp_path: Path, master: str) -> None:
     store, before = spark_task.Store(), drivers(master)
-    first = deferred(operator(jar, tmp_path, name="outlives", application_args=[ENOUGH_STEPS, 6]), store)
+    first = deferred(operator(jar, tmp_path, name="outlives", application_args=[ENOUGH_STEPS, 5], max_cores=1.0), store)
     (driver,) = drivers(master).keys() - before.keys()
     assert first.submission["application_id"] == driver
 
@@ -132,16 +137,18 @@ def test_a_deferred_application_outlives_its_task_and_its_triggerer(jar: str, tm
             alive=lambda: doomed.poll() is None,
             log_path=log,
         )
-        limited = [group.share.ceiling_cores for group in groups_of("outlives")]
+        before_death = groups_of(trigger.submission)
         doomed.kill()
         doomed.wait()
     seen_before = len(records_of(trigger.submission))
-    assert len(limited) == 2  # of the executor and of the driver
+    group = trigger.submission["group"]
     if detect.local().enforces:
+        assert before_death.keys() == {group, f"{group}-driver"}
+        assert before_death[group].share.ceiling_cores == pytest.approx(1.0)
         processes.wait_until(
-            lambda: all(group.share.ceiling_cores is None for group in groups_of("outlives")),
-            what="groups without ceilings",
-            timeout_s=20,
+            lambda: groups_of(trigger.submission)[group].share.ceiling_cores is None,
+            what="an unlimited application",
+            timeout_s=60,
         )
     assert drivers(master)[driver] == "RUNNING"
 
@@ -150,7 +157,7 @@ def test_a_deferred_application_outlives_its_task_and_its_triggerer(jar: str, tm
     event = json.loads((tmp_path / "event.json").read_text())
     assert event["state"] == "succeeded"
     assert len(records_of(trigger.submission)) > seen_before
-    assert groups_of("outlives") == []
+    assert groups_of(trigger.submission) == {}
 
     summary = operator(jar, tmp_path, name="outlives").execute_complete(spark_task.context(store), event)
     assert summary["met"]
@@ -185,7 +192,7 @@ def test_a_user_who_ends_a_deferred_task_ends_its_application(jar: str, tmp_path
 
     asyncio.run(end_midway())
     processes.wait_until(lambda: drivers(master)[driver] == "KILLED", what="the end of the driver", timeout_s=30)
-    processes.wait_until(lambda: groups_of("ended") == [], what="the end of its CPU groups", timeout_s=30)
+    processes.wait_until(lambda: groups_of(trigger.submission) == {}, what="the end of its CPU groups", timeout_s=30)
 
 
 def test_a_failing_application_fails_its_task_and_a_retry_submits_anew(jar: str, tmp_path: Path, master: str) -> None:
@@ -194,7 +201,7 @@ def test_a_failing_application_fails_its_task_and_a_retry_submits_anew(jar: str,
     with pytest.raises(errors.SparkJobFailedError, match="the master says FAILED of driver-"):
         task.execute(spark_task.context(store))
     assert "mlscale_spark_submission" not in store
-    assert groups_of("fails") == []
+    assert no_groups_named("fails")
     assert list(tmp_path.glob("fails*.json")) == []
 
 
@@ -203,7 +210,7 @@ def test_a_jvm_application_in_client_mode_keeps_its_deadline_too(jar: str, tmp_p
     summary = task.execute(spark_task.context())
     assert summary["met"]
     assert summary["executor_core_s"] > 0
-    assert groups_of("client") == []
+    assert no_groups_named("client")
 
 
 def test_secrets_of_the_worker_do_not_go_to_the_cluster(
