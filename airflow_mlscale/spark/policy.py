@@ -158,7 +158,7 @@ class RemainingWork:
         if self._parked(seen, left, base.needed_cores <= settings.headroom * high):
             return self._park(state, base, high), state
         if settings.mode is Mode.RESERVE:
-            return self._reserve(seen, state, base, high), state
+            return self._reserve(left, seen, state, base, high), state
         return self._work_conserving(seen, state, base, high)
 
     def _base(
@@ -217,8 +217,11 @@ class RemainingWork:
     def _least(self) -> float:
         return self.settings.low if self.settings.mode is Mode.RESERVE else self.settings.min_cores or 0.0
 
-    def _reserve(self, seen: Observation, state: State, base: Decision, high: float) -> Decision:
-        usable = min(high, max(self._least(), (seen.progress.runnable_tasks if seen.progress else 0) or high))
+    def _reserve(self, left: estimate.Left, seen: Observation, state: State, base: Decision, high: float) -> Decision:
+        tasks = seen.progress.runnable_tasks if seen.progress else 0
+        # A late job cannot wait for the reading that shows the tasks of its next stage.
+        late = base.needed_cores > high and any(node.after for node in left.nodes)
+        usable = high if late else min(high, max(self._least(), tasks or high))
         cores = min(usable, max(self._least(), base.needed_cores / _delivered(state)))
         return replace(base, guaranteed_cores=cores, ceiling_cores=cores)
 
