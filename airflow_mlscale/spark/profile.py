@@ -22,6 +22,8 @@ _TELLING_PART = 0.02
 _LEAST_SURPRISE = 0.5
 _REMEMBERED = 0.5
 _SAME_MOMENT_S = 0.005
+_READING_S = 0.5
+"""Between two readings, mostly."""
 _LEAST_BOOKED = 0.5
 """A stage cost at least so much of what its part of all run time would cost."""
 _TELLING_RATIO = 1.2
@@ -70,7 +72,11 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
     """The plan of a run that succeeded."""
     # One that was never submitted in the last reading was about to be skipped.
     stages = {key: stage for key, stage in keyed(progress.stages).items() if stage.submitted_at is not None}
-    gaps, lead_s, tail_s = _gaps(list(stages.values()), submitted_at=submitted_at, ended_at=ended_at)
+    # The driver answers until its context is stopped: what still ran in the last reading ended soon after it.
+    stopped_at = min(ended_at, max(submitted_at, progress.at) + _READING_S) if progress.at else ended_at
+    gaps, lead_s, tail_s = _gaps(
+        list(stages.values()), submitted_at=submitted_at, stopped_at=stopped_at, ended_at=ended_at
+    )
     metered = sum(ledger.by_stage.get(stage.stage_id, 0.0) for stage in stages.values())
     run_time_s = sum(stage.run_time_s for stage in stages.values())
     # Readings are older than the meter: a short stage's use may have been booked to the stage before it.
@@ -97,15 +103,16 @@ def _core_s(stage: Stage, ledger: Ledger, least: float) -> float:
     return max(ledger.by_stage.get(stage.stage_id, 0.0), least * stage.run_time_s)
 
 
-def _gaps(stages: list[Stage], *, submitted_at: float, ended_at: float) -> tuple[dict[int, float], float, float]:
+def _gaps(
+    stages: list[Stage], *, submitted_at: float, stopped_at: float, ended_at: float
+) -> tuple[dict[int, float], float, float]:
     """Seconds without any stage: before each one after the first, before the first, after the last."""
     gaps: dict[int, float] = {}
     busy_until = submitted_at
     for stage in sorted(stages, key=lambda stage: stage.submitted_at or submitted_at):
         begun = stage.submitted_at or busy_until
         gaps[stage.stage_id] = max(0.0, begun - busy_until)
-        # One still running in the last reading ended with the application.
-        busy_until = max(busy_until, stage.completed_at or ended_at)
+        busy_until = max(busy_until, stage.completed_at or stopped_at)
     first = next(iter(gaps), None)
     lead_s = gaps.pop(first) if first is not None else max(0.0, ended_at - submitted_at)
     return gaps, lead_s, max(0.0, ended_at - busy_until) if gaps or first is not None else 0.0

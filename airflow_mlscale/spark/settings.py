@@ -52,7 +52,7 @@ class DeadlineSettings:
     """Relative change of the share that is not worth an action."""
     unknown: float = 0.007
     """Work kept for what no profile tells, as a part of all: without it the last bit would be done at a crawl."""
-    spare: float = 2.0
+    spare: float = 1.0
     """Time kept for a task that fails or straggles, in times of what the worst of late took."""
     trust: float = 0.1
     """Weight of the profile in β at the start, as evidence of so much of its work; fades as work is done."""

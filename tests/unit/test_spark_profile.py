@@ -63,10 +63,10 @@ def test_gaps_are_times_without_any_stage() -> None:
     assert (learned.lead_s, learned.tail_s, learned.startup_core_s) == (5.0, 1.5, 2.0)
 
 
-def test_a_stage_running_in_the_last_reading_ended_with_the_application() -> None:
-    seen = progress(stage(0, "a", status="ACTIVE", submitted_at=105.0))
+def test_a_stage_running_in_the_last_reading_ended_soon_after_it() -> None:
+    seen = progress(stage(0, "a", status="ACTIVE", submitted_at=105.0), at=108.0)
     learned = profiles.observed(profiles.Ledger(), seen, submitted_at=100.0, ended_at=110.0)
-    assert (learned.lead_s, learned.tail_s) == (5.0, 0.0)
+    assert (learned.lead_s, learned.tail_s) == (5.0, 1.5)  # 110 − 108 − 0.5 until the next reading
 
 
 def test_without_a_meter_the_run_time_is_learned() -> None:
