@@ -5,8 +5,8 @@ Pure; reading and writing files is `adapters.profile_store`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from math import log, sqrt
 from typing import Any
 
@@ -29,6 +29,8 @@ _LEAST_BOOKED = 0.5
 _TELLING_RATIO = 1.2
 """Inputs must differ by so much before they say how the work grows with them."""
 _ELASTICITY_RANGE = (0.0, 2.0)
+_MOST = 1e18
+"""No number of a profile is larger: 100 PB are less, and sums of such numbers are still finite."""
 SCALE_BYTES = 1 << 20
 """Below this much input a ratio of sizes says nothing about the work."""
 
@@ -248,26 +250,53 @@ def from_json(value: Any) -> Profile:
     """A profile from plain values.
 
     Raises:
-        ValueError: not a profile of this version, or numbers that cannot be.
+        ValueError: not a profile of this version, or values that cannot be.
     """
     try:
         if value["version"] not in _READABLE:
             raise ValueError(f"version {value['version']!r} is none of {_READABLE}")
-        plans = tuple(
-            Plan(**{**plan, "stages": _stages_from(plan["stages"], value["version"])}) for plan in value["plans"]
-        )
-        for plan in plans:
-            if not 0 <= plan.core_s < float("inf") or not 0 <= plan.gaps_s < float("inf"):
-                raise ValueError(f"impossible cost {plan.core_s} core-s or gaps {plan.gaps_s} s")
+        plans = tuple(_plan_from(plan, value["version"]) for plan in value["plans"])
         return Profile(key=str(value["key"]), plans=plans)
     except (KeyError, TypeError, AttributeError) as exc:
         raise ValueError(f"not a profile: {exc!r}") from exc
 
 
-def _stages_from(rows: Sequence[Mapping[str, Any]], version: int) -> tuple[StageProfile, ...]:
-    """Version 1 knew no graph: each stage waited for the one before."""
+def _plan_from(values: Mapping[str, Any], version: int) -> Plan:
+    rows = values["stages"]
+    if not rows:  # it would promise an end at once
+        raise ValueError("a plan has no stages")
+    # Version 1 knew no graph: each stage waited for the one before.
     chain = [(), *((row["key"],) for row in rows)]
-    return tuple(
-        StageProfile(**{**row, "after": tuple(row["after"]) if version > 1 else chain[place]})
-        for place, row in enumerate(rows)
+    stages = tuple(
+        _stage_from({**row, "after": row["after"] if version > 1 else chain[place]}) for place, row in enumerate(rows)
     )
+    return Plan(**_possible(Plan, {**values, "stages": stages}))
+
+
+def _stage_from(values: Mapping[str, Any]) -> StageProfile:
+    least, most = _ELASTICITY_RANGE
+    found = StageProfile(**{**_possible(StageProfile, values), "after": tuple(values["after"])})
+    if not least <= found.elasticity <= most:
+        raise ValueError(f"impossible elasticity {found.elasticity!r}: it lies between {least:g} and {most:g}")
+    return found
+
+
+def _possible(kind: type[Plan | StageProfile], values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values, if each can be what its field is declared to be: a file of any origin is read."""
+    for each in fields(kind):
+        if each.name in values and not _fits(str(each.type), values[each.name]):
+            raise ValueError(f"impossible {each.name} {values[each.name]!r}")
+    return values
+
+
+def _fits(declared: str, value: Any) -> bool:
+    if declared == "str":
+        return isinstance(value, str)
+    if declared == "tuple[str, ...]":
+        return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if declared.startswith("tuple"):
+        return isinstance(value, tuple)
+    if value is None:
+        return declared == "float | None"
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return (whole or (isinstance(value, float) and declared != "int")) and 0 <= value <= _MOST

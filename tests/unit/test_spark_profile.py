@@ -154,11 +154,41 @@ def test_a_corrupt_profile_is_set_aside_with_a_warning(
     assert store.load("k") == Profile(key="k", plans=(plan(1.0),))
 
 
-def test_impossible_numbers_are_corrupt_too() -> None:
-    value = json.loads(json.dumps(profiles.to_json(Profile(key="k", plans=(plan(1.0),)))))
-    value["plans"][0]["stages"][0]["core_s"] = -5.0
-    with pytest.raises(ValueError, match="impossible"):
-        profiles.from_json(value)
+IMPOSSIBLE = [
+    *(
+        (level, name, value)
+        for level, names in (
+            ("stage", ("core_s", "gap_s", "longest_core_s", "elasticity")),
+            ("plan", ("startup_core_s", "lead_s", "tail_s", "spread", "surprise")),
+        )
+        for name in names
+        for value in (-5.0, float("nan"), float("inf"), 1e300, "8", [], True)
+    ),
+    *(("stage", name, value) for name in ("tasks", "input_bytes", "records") for value in (-1, 1.5, "8", None)),
+    *(("plan", "runs", value) for value in (-1, 1.5, "8", None)),
+    ("stage", "core_s", None),
+    ("stage", "elasticity", 1e9),  # 5 ** 1e9 overflows
+    ("stage", "key", 7),
+    ("stage", "kind", None),
+    *(("stage", "after", value) for value in ("s#0", [0], None, {"s#0": 1})),
+    *(("plan", "stages", value) for value in ([], "s#0", None, [None], ["s#0"], {"s#0": 1})),
+    ("plan", "unheard_of", 1),
+]
+
+
+@pytest.mark.parametrize(("level", "name", "value"), IMPOSSIBLE)
+def test_impossible_values_are_corrupt_too(level: str, name: str, value: object) -> None:
+    document = json.loads(json.dumps(profiles.to_json(Profile(key="k", plans=(plan(1.0),)))))
+    found = document["plans"][0] if level == "plan" else document["plans"][0]["stages"][0]
+    found[name] = value
+    with pytest.raises(ValueError, match=r"impossible|not a profile|no stages"):
+        profiles.from_json(document)
+
+
+def test_what_has_been_learned_can_be_read_again() -> None:
+    profile = profiles.learn(profiles.learn(None, "k", plan(10.0, 0.0), rate=0.4), "k", plan(99.0, 0.1), rate=0.4)
+    assert profiles.from_json(profiles.to_json(profile)) == profile
+    assert profiles.from_json(json.loads(json.dumps(profiles.to_json(profile)))) == profile
 
 
 def test_a_store_that_cannot_be_written_is_worth_another_try(tmp_path: Path) -> None:
