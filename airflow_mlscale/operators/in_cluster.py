@@ -62,18 +62,21 @@ def concluded(context: Any, event: dict[str, Any]) -> None:
     state, reason = event["state"], event["reason"]
     if state == "error" and event["retryable"]:
         raise errors.TransientError(reason)
+    if state == "error":  # nobody knows that the application is over: who runs this task again finds it, and ends it
+        raise errors.MlscaleError(reason)
     store = context.get("task_state_store")
     if store is not None:
         store.delete(SUBMISSION_KEY)
-    if state == "error":
-        raise errors.MlscaleError(reason)
     if state != RemoteState.SUCCEEDED:
         raise errors.SparkJobFailedError(f"the application did not succeed: {reason}")
     _learn(tickets.from_json(event["submission"]), event["learned"])
 
 
 def _learn(ticket: Ticket, learned: dict[str, Any] | None) -> None:
-    store = profile_store.ProfileFiles(ticket.profile_folder)
     plan = profiles.from_json(learned).plans[0] if learned else None
-    profile = store.load(ticket.profile_key) if plan else None
-    runs.learn(store, profile, ticket.profile_key, plan, rate=ticket.settings.learning_rate)
+    try:
+        store = profile_store.ProfileFiles(ticket.profile_folder)
+    except errors.MlscaleError as exc:  # the work is done, as in `runs.learn`
+        log.warning("%s; nothing was learned from this run of %s", exc, ticket.profile_key)
+        return
+    runs.learn(store, ticket.profile_key, plan, rate=ticket.settings.learning_rate)

@@ -43,7 +43,7 @@ class Record:
 class Journal:
     """Keeps the latest records in memory, appends all of them to a file if one is given, tells listeners.
 
-    A file that cannot be written (a full disk) is told of once and given up: who controls goes on.
+    A file that cannot be opened or written (a full disk) is told of once and given up: who controls goes on.
     """
 
     path: Path | None = None
@@ -54,13 +54,22 @@ class Journal:
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._records = deque(read(self.path) if self.path else (), maxlen=self.keep)
-        if self.path:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = _ends_whole(self.path)
-            self._file = self.path.open("a", encoding="utf-8", buffering=1)
-            if not whole:  # a crash cut the last line short: the next record must not join it
-                self._file.write("\n")
+        self._records = deque(maxlen=self.keep)
+        if self.path is None:
+            return
+        try:
+            self._open(self.path)
+        except OSError as exc:  # such as a file system that may only be read
+            log.warning("the decision journal is not written to %s: %s", self.path, exc)
+            self._drop_file()
+
+    def _open(self, path: Path) -> None:
+        self._records.extend(read(path))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = _ends_whole(path)
+        self._file = path.open("a", encoding="utf-8", buffering=1)
+        if not whole:  # a crash cut the last line short: the next record must not join it
+            self._file.write("\n")
 
     def append(self, record: Record) -> None:
         """Keep, write and announce one record; a listener that raises is reported and passed over."""

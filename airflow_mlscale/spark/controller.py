@@ -1,7 +1,7 @@
 """Brings one application to its deadline: observes it, decides by the policy, acts on its CPU group.
 
 Runs in any event loop: in a thread beside whoever waits for the application (`beside`), or where nobody
-waits but a trigger (`remote`). Reading the driver never delays a step: the last reading holds.
+waits but a trigger (`follow`). Reading the driver never delays a step: the last reading holds.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ class DeadlineController:
         if abs(self._clock_set_s()) > CLOCK_SET_S:
             log.warning("%s: the clock was set by %+.0f s, its gaps mean nothing", self.job.name, self._clock_set_s())
             return None
-        return profiles.observed(self._ledger, self.latest, submitted_at=self.submitted_at, ended_at=ended_at)
+        plan = profiles.observed(self._ledger, self.latest, submitted_at=self.submitted_at, ended_at=ended_at)
+        return plan if plan.stages else None  # none was submitted before the last reading
 
     async def observe(self) -> Observation:
         try:
@@ -335,7 +336,10 @@ class DeadlineController:
     async def _admit(self) -> None:
         if self.latest is None or self.executors is None:
             return
-        found = await asyncio.to_thread(self.executors.find, self.latest.application_id)
+        await asyncio.to_thread(self._admit_found, self.executors, self.latest.application_id)
+
+    def _admit_found(self, executors: ports.ExecutorFinder, application_id: str) -> None:
+        found = executors.find(application_id)
         for pid in found - self._admitted:
             try:
                 self.cpu.admit(self.job.group, pid)

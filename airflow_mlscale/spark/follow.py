@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu.adapters import observe_only
@@ -28,6 +28,8 @@ from airflow_mlscale.spark.ports import RemoteState, RemoteStatus
 from airflow_mlscale.spark.ticket import Ticket
 
 log = logging.getLogger(__name__)
+
+AnswerT = TypeVar("AnswerT")
 
 STATUS_EVERY_S = 1.0
 PATIENCE_S = 120.0
@@ -118,9 +120,16 @@ class Follower:
         )
 
     def give_back(self) -> None:
-        """The application was ended on purpose: leave no group of it."""
-        if self.controller is not None:
-            self.controller.end()
+        """The application was ended on purpose: leave no group of it, even if control had not begun. Blocks.
+
+        Raises:
+            MlscaleError: the groups cannot be reached.
+        """
+        if self.controller is None:
+            self._cpu = self._actuator()
+            self.controller = self._control(self._cpu)
+            self.controller.open(used_before=self.ticket.used_before)
+        self.controller.end()
 
     async def _controlled(self, status: RemoteStatus) -> RemoteStatus:
         """Control until the application is over; one that is over already has its groups removed."""
@@ -140,7 +149,8 @@ class Follower:
         except BaseException:  # cancelled most of all: the application goes on, unlimited, until somebody comes again
             if watch is not None:
                 watch.cancel()
-            control.let_go()
+            # In a thread: a trigger shares its event loop with all others. Shielded: it is to be done in any case.
+            await asyncio.shield(asyncio.to_thread(control.let_go))
             raise
         await asyncio.to_thread(control.end)
         return status
@@ -174,17 +184,22 @@ class Follower:
         )
 
     async def _port(self) -> CpuPort:
-        """The actuator; without one for too long, the deadline is only watched: the job's own outcome counts."""
+        """The actuator; without one (for too long), the deadline is only watched: the job's own outcome counts."""
         give_up_at = time.monotonic() + ACTUATOR_PATIENCE_S
         while True:
             try:
                 return await asyncio.to_thread(self._actuator)
             except errors.TransientError as exc:
                 if time.monotonic() + exc.retry_after_s > give_up_at:
-                    log.warning("%s; the deadline of %s is only watched", exc, self.ticket.name)
-                    return observe_only.ObserveOnlyPort()
+                    return self._only_watched(exc)
                 log.info("%s", exc)
                 await asyncio.sleep(exc.retry_after_s)
+            except errors.MlscaleError as exc:  # a token that was changed, groups that this process may not write
+                return self._only_watched(exc)
+
+    def _only_watched(self, why: errors.MlscaleError) -> CpuPort:
+        log.warning("%s; the deadline of %s is only watched", why, self.ticket.name)
+        return observe_only.ObserveOnlyPort(host_cores=self.ticket.slots)
 
     async def _watch(self, stop: asyncio.Event) -> RemoteStatus:
         try:
@@ -193,31 +208,45 @@ class Follower:
                 if status.state.over:
                     return status
                 if self.end_at is not None and time.time() > self.end_at:
-                    await asyncio.to_thread(self.application.kill)
+                    await kill(self.application)
                     return RemoteStatus(state=RemoteState.KILLED, reason="it took longer than the task may")
                 await asyncio.sleep(STATUS_EVERY_S)
         finally:
             stop.set()
 
     async def _status(self) -> RemoteStatus:
-        """The cluster's answer; one that is away for less than `PATIENCE_S` is waited for."""
-        give_up_at = time.monotonic() + PATIENCE_S
-        told = False
-        while True:
-            try:
-                return await asyncio.to_thread(self.application.status)
-            except errors.UnreachableError as exc:
-                if time.monotonic() > give_up_at:
-                    raise
-                log.log(logging.DEBUG if told else logging.WARNING, "%s; waiting for it", exc)
-                told = True
-                await asyncio.sleep(2 * STATUS_EVERY_S)
+        return await _answered(self.application.status)
 
     def _outcome(self, status: RemoteStatus) -> Outcome:
-        self._ended_at = status.ended_at or time.time()
-        succeeded = status.state is RemoteState.SUCCEEDED
-        plan = self.controller.learned(ended_at=self._ended_at) if succeeded and self.controller else None
+        plan = None
+        if status.state is RemoteState.SUCCEEDED:  # one that failed has met no deadline, however early
+            self._ended_at = status.ended_at or time.time()
+            plan = self.controller.learned(ended_at=self._ended_at) if self.controller else None
         return Outcome(status=status, summary=self.tell(), records=self.journal.records(), plan=plan)
+
+
+async def kill(application: ports.RemoteApplication) -> None:
+    """End an application; a cluster that is away for less than `PATIENCE_S` is waited for.
+
+    Raises:
+        UnreachableError: the cluster did not answer.
+    """
+    await _answered(application.kill)
+
+
+async def _answered(ask: Callable[[], AnswerT]) -> AnswerT:
+    """The cluster's answer; one that is away for less than `PATIENCE_S` is waited for."""
+    give_up_at = time.monotonic() + PATIENCE_S
+    told = False
+    while True:
+        try:
+            return await asyncio.to_thread(ask)
+        except errors.UnreachableError as exc:
+            if time.monotonic() > give_up_at:
+                raise
+            log.log(logging.DEBUG if told else logging.WARNING, "%s; waiting for it", exc)
+            told = True
+            await asyncio.sleep(2 * STATUS_EVERY_S)
 
 
 def _journal_path(run: str) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from airflow_mlscale import errors
@@ -62,16 +62,16 @@ class Ticket:
 
 
 def from_json(value: Mapping[str, Any]) -> Ticket:
-    """What `Ticket.to_json` made.
+    """What `Ticket.to_json` made; what another version of this package has more or less is passed over or usual.
 
     Raises:
-        InvalidInputError: it is something else, or of another version of this package.
+        InvalidInputError: it is something else, or of a version that was too different.
     """
     try:
-        settings = {**value["settings"], "mode": Mode(value["settings"]["mode"])}
+        settings = _known(DeadlineSettings, {**value["settings"], "mode": Mode(value["settings"]["mode"])})
         return Ticket(
             **{
-                **value,
+                **_known(Ticket, value),
                 "manager": Manager(value["manager"]),
                 "promise": Promise(**value["promise"]),
                 "settings": DeadlineSettings(**settings),
@@ -79,3 +79,8 @@ def from_json(value: Mapping[str, Any]) -> Ticket:
         )
     except (KeyError, TypeError, ValueError) as exc:
         raise errors.InvalidInputError("ticket", "…", f"is not of this version ({exc}); submit again") from exc
+
+
+def _known(kind: type[Any], value: Mapping[str, Any]) -> dict[str, Any]:
+    names = {each.name for each in fields(kind)}
+    return {name: each for name, each in value.items() if name in names}

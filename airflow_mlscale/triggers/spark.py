@@ -57,14 +57,15 @@ class DeadlineSparkTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """The user ended the task: end the application and leave no group of it."""
+        known = ticket.from_json(self.submission)
         connection = await hooks.DeadlineSparkSubmitHook.aget_connection(self.conn_id)
-        await asyncio.to_thread(self._kill, hooks.access_of(connection))
-
-    def _kill(self, access: cluster_run.Access) -> None:
-        with closing(cluster_run.remote(ticket.from_json(self.submission), access)) as application:
-            application.kill()
-        if self._follower is not None:
-            self._follower.give_back()
+        try:
+            with closing(cluster_run.remote(known, hooks.access_of(connection))) as application:
+                await follow.kill(application)
+        finally:
+            if self._follower is None:
+                self._follower = await asyncio.to_thread(hooks.follower, known, connection)
+            await asyncio.to_thread(self._follower.give_back)
 
 
 def event(known: ticket.Ticket, outcome: follow.Outcome) -> dict[str, Any]:
