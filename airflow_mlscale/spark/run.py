@@ -239,7 +239,7 @@ class DeadlineRun:
 
     def _learn(self) -> None:
         plan = self.controller.learned(ended_at=self._ended_at) if self.controller and self._ended_at else None
-        learn(self.store, self.profile, self.key, plan, rate=self.request.settings.learning_rate)
+        learn(self.store, self.key, plan, rate=self.request.settings.learning_rate)
 
 
 def judge(
@@ -269,17 +269,18 @@ def judge(
     return known
 
 
-def learn(
-    store: profile_store.ProfileFiles, profile: Profile | None, key: str, plan: Plan | None, *, rate: float
-) -> None:
-    """Merge the plan of a run that succeeded into its profile; what goes wrong is told, never raised."""
+def learn(store: profile_store.ProfileFiles, key: str, plan: Plan | None, *, rate: float) -> None:
+    """Merge the plan of a run that succeeded into its profile; what goes wrong is told, never raised.
+
+    The profile is read again: other runs of the application may have ended since this one began.
+    """
     if plan is None:
         log.warning("nothing was learned from this run of %s", key)
         return
     try:
-        store.save(profiles.learn(profile, key, plan, rate=rate))
+        store.save(profiles.learn(store.latest(key), key, plan, rate=rate))
     except errors.TransientError as exc:  # the work is done: its profile must not fail it
-        log.warning("%s", exc)
+        log.warning("%s; nothing was learned from this run of %s", exc, key)
         return
     log.info("learned from this run: %.1f core-s in %d stages", plan.core_s, len(plan.stages))
 

@@ -6,10 +6,13 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_mlscale import errors
 from airflow_mlscale.spark import profile as profiles
+from airflow_mlscale.spark import run as runs
 from airflow_mlscale.spark.adapters import rest
 from airflow_mlscale.spark.adapters.profile_store import ProfileFiles
 from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, StageStatus, keyed
@@ -195,6 +198,85 @@ def test_a_store_that_cannot_be_written_is_worth_another_try(tmp_path: Path) -> 
     (tmp_path / "file").write_text("")
     with pytest.raises(errors.TransientError, match="cannot write the profile"):
         ProfileFiles(str(tmp_path / "file" / "folder")).save(Profile(key="k", plans=()))
+
+
+class Failing(MemoryFileSystem):
+    """A file system of another library, whose errors are its own."""
+
+    protocol = "failing"
+    store = {}  # noqa: RUF012 (as its base class has it)
+    pseudo_dirs = [""]  # noqa: RUF012
+    broken: frozenset[str] = frozenset()
+
+    def cat_file(self, path: str, **values: object) -> bytes:
+        return self.unless_broken("cat_file", path, **values)
+
+    def pipe_file(self, path: str, value: bytes, **values: object) -> None:
+        self.unless_broken("pipe_file", path, value, **values)
+
+    def rm_file(self, path: str) -> None:
+        self.unless_broken("rm_file", path)
+
+    def glob(self, path: str, **values: object) -> list[str]:
+        return self.unless_broken("glob", path, **values)
+
+    def unless_broken(self, name: str, *arguments: object, **values: object) -> object:
+        if name in self.broken:
+            raise RuntimeError("no credentials")
+        return getattr(super(), name)(*arguments, **values)
+
+
+@pytest.fixture
+def foreign(monkeypatch: pytest.MonkeyPatch) -> ProfileFiles:
+    fsspec.register_implementation("failing", Failing, clobber=True)
+    monkeypatch.setattr(Failing, "store", {})
+    store = ProfileFiles("failing://profiles")
+    store.save(Profile(key="k", plans=(plan(1.0),)))
+    monkeypatch.setattr(Failing, "broken", frozenset({"cat_file", "pipe_file", "rm_file", "glob"}))
+    return store
+
+
+def test_a_store_of_a_foreign_library_fails_with_our_errors(
+    foreign: ProfileFiles, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert foreign.load("k") is None
+    assert "RuntimeError: no credentials; going without" in caplog.text
+    for call in (foreign.entries, lambda: foreign.read("k"), lambda: foreign.forget("k"), lambda: foreign.latest("k")):
+        with pytest.raises(errors.TransientError, match="no credentials"):
+            call()
+    with pytest.raises(errors.TransientError, match="cannot write"):
+        foreign.save(Profile(key="k", plans=()))
+
+
+def test_a_store_that_cannot_be_opened_is_worth_another_try(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Closed(MemoryFileSystem):
+        protocol = "closed"
+        cachable = False
+
+        def __init__(self, **values: object) -> None:
+            raise RuntimeError("no way to the metadata server")
+
+    fsspec.register_implementation("closed", Closed, clobber=True)
+    with pytest.raises(errors.TransientError, match="cannot open the profile store closed://x: RuntimeError"):
+        ProfileFiles("closed://x")
+
+
+@pytest.mark.parametrize("broken", [{"cat_file"}, {"pipe_file"}])
+def test_a_job_that_has_succeeded_does_not_fail_for_its_profile(
+    foreign: ProfileFiles, broken: set[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(Failing, "broken", frozenset(broken))
+    runs.learn(foreign, "k", plan(2.0), rate=0.4)
+    assert "nothing was learned" in caplog.text
+    monkeypatch.setattr(Failing, "broken", frozenset())
+    assert foreign.load("k") == Profile(key="k", plans=(plan(1.0),))  # not overwritten by one that knows nothing
+
+
+def test_runs_that_overlap_are_both_learned_from(tmp_path: Path) -> None:
+    for cost in (10.0, 20.0):  # both began before the first of them had ended
+        runs.learn(ProfileFiles(str(tmp_path)), "k", plan(cost), rate=0.4)
+    found = ProfileFiles(str(tmp_path)).read("k").plans[0]
+    assert (found.runs, found.core_s) == (2, pytest.approx(14.0))
 
 
 def test_a_full_disk_keeps_the_profile_of_before_and_no_part_of_the_new_one(tmp_path: Path) -> None:

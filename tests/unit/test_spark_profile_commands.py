@@ -74,7 +74,7 @@ def test_diff_compares_two_courses(folder: str, capsys: pytest.CaptureFixture[st
 
 
 def test_diff_of_two_applications_and_of_named_courses(folder: str, capsys: pytest.CaptureFixture[str]) -> None:
-    other = Profile(key="other", plans=(Plan(stages=(), startup_core_s=27.0),))
+    other = Profile(key="other", plans=(Plan(stages=(StageProfile(key="z#0", core_s=27.0, tasks=1),)),))
     ProfileFiles(folder).save(other)
     assert call("diff", "daily.features", "other", "--store", folder) == 0
     assert "-50 %" in capsys.readouterr().out  # 27 of 54

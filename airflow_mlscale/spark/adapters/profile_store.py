@@ -1,4 +1,8 @@
-"""Profiles as JSON files in any folder that fsspec reaches: local, s3://, gs://, …"""
+"""Profiles as JSON files in any folder that fsspec reaches: local, s3://, gs://, …
+
+What a file system of fsspec raises is its own library's matter (``HttpError`` of gcsfs, ``NoCredentialsError`` of
+botocore), and no `OSError` for the most part: here all of it becomes a `TransientError`.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +43,7 @@ class ProfileFiles:
 
         Raises:
             InvalidInputError: no installed file system serves that address.
+            TransientError: the file system that does cannot be opened.
         """
         import fsspec
 
@@ -47,16 +52,27 @@ class ProfileFiles:
             self._files, self._root = fsspec.core.url_to_fs(self.folder)
         except (ValueError, ImportError) as exc:
             raise errors.InvalidInputError("profile_store", folder, f"{exc}; use a path or an fsspec address") from exc
+        except Exception as exc:
+            raise _failed(f"open the profile store {self.folder}", exc) from exc
 
     def load(self, key: str) -> Profile | None:
+        try:
+            return self.latest(key)
+        except errors.TransientError as exc:
+            # The job matters more than its profile: it runs as if for the first time.
+            log.warning("%s; going without", exc)
+            return None
+
+    def latest(self, key: str) -> Profile | None:
+        """As `load`, for who is going to write it: a store that cannot be read now may hold one.
+
+        Raises:
+            TransientError: the store cannot be read.
+        """
         path = self._path(key)
         try:
-            text = self._files.cat_file(path)
+            text = self._text(path)
         except FileNotFoundError:
-            return None
-        except OSError as exc:
-            # The job matters more than its profile: it runs as if for the first time.
-            log.warning("cannot read the profile %s, going without: %s", path, exc)
             return None
         try:
             return _parsed(text, key)
@@ -71,9 +87,10 @@ class ProfileFiles:
             TransientError: the store cannot be read.
         """
         try:
-            found = [self._entry(path) for path in sorted(self._files.glob(f"{self._root}/*.json"))]
-        except OSError as exc:
-            raise errors.TransientError(f"cannot read the profiles in {self.folder}: {exc}") from exc
+            paths = sorted(self._files.glob(f"{self._root}/*.json"))
+        except Exception as exc:
+            raise _failed(f"read the profiles in {self.folder}", exc) from exc
+        found = [self._entry(path) for path in paths]
         return sorted(found, key=lambda entry: entry.profile.key if entry.profile else entry.path)
 
     def read(self, key: str) -> Profile:
@@ -85,15 +102,13 @@ class ProfileFiles:
         """
         path = self._path(key)
         try:
-            return _parsed(self._files.cat_file(path), key)
+            return _parsed(self._text(path), key)
         except FileNotFoundError as exc:
             known = [entry.profile.key for entry in self.entries() if entry.profile]
             near = difflib.get_close_matches(key, known, n=3, cutoff=0.4)
             fix = f"there is no such profile in {self.folder}; "
             fix += f"did you mean {' or '.join(near)}?" if near else "mlscale spark profile list shows what there is"
             raise errors.InvalidInputError("KEY", key, fix) from exc
-        except OSError as exc:
-            raise errors.TransientError(f"cannot read the profile {path}: {exc}") from exc
         except ValueError as exc:
             fix = f"{path} cannot be read ({exc}); forget it, or let the next run set it aside and learn anew"
             raise errors.InvalidInputError("KEY", key, fix) from exc
@@ -109,8 +124,8 @@ class ProfileFiles:
             self._files.rm_file(path)
         except FileNotFoundError:
             return False
-        except OSError as exc:
-            raise errors.TransientError(f"cannot remove the profile {path}: {exc}") from exc
+        except Exception as exc:
+            raise _failed(f"remove the profile {path}", exc) from exc
         return True
 
     def save(self, profile: Profile) -> None:
@@ -120,15 +135,24 @@ class ProfileFiles:
             self._files.makedirs(self._root, exist_ok=True)
             self._files.pipe_file(partial, json.dumps(profiles.to_json(profile), indent=1).encode())
             self._files.mv(partial, path)
-        except OSError as exc:
-            with contextlib.suppress(OSError):  # a full disk takes a part of it
+        except Exception as exc:
+            with contextlib.suppress(Exception):  # a full disk takes a part of it
                 self._files.rm_file(partial)
-            raise errors.TransientError(f"cannot write the profile {path}: {exc}") from exc
+            raise _failed(f"write the profile {path}", exc) from exc
+
+    def _text(self, path: str) -> bytes:
+        try:
+            found: bytes = self._files.cat_file(path)
+        except FileNotFoundError:
+            raise
+        except Exception as exc:
+            raise _failed(f"read the profile {path}", exc) from exc
+        return found
 
     def _entry(self, path: str) -> Entry:
         try:
-            return Entry(path=path, profile=_parsed(self._files.cat_file(path)))
-        except ValueError as exc:
+            return Entry(path=path, profile=_parsed(self._text(path)))
+        except (ValueError, FileNotFoundError) as exc:  # also one that was removed in between
             return Entry(path=path, profile=None, problem=str(exc))
 
     def _set_aside(self, path: str, why: ValueError) -> None:
@@ -136,13 +160,17 @@ class ProfileFiles:
         try:
             self._files.mv(path, aside)
             log.warning("the profile %s cannot be read (%s); set aside as %s, learning anew", path, why, aside)
-        except OSError as exc:
+        except Exception as exc:
             log.warning("the profile %s cannot be read (%s) nor moved (%s); learning anew", path, why, exc)
 
     def _path(self, key: str) -> str:
         readable = re.sub(r"[^A-Za-z0-9._-]+", "-", key).strip("-.")[:80] or "profile"
         # Two keys must never share a file, however similar they look once they are made readable.
         return f"{self._root}/{readable}-{sha256(key.encode()).hexdigest()[:8]}.json"
+
+
+def _failed(what: str, why: Exception) -> errors.TransientError:
+    return errors.TransientError(f"cannot {what}: {type(why).__name__}: {why}")
 
 
 def _parsed(text: bytes, key: str | None = None) -> Profile:
