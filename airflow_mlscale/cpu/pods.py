@@ -89,6 +89,24 @@ def wanted(pod: Pod, share: ports.CpuShare) -> Cores:
     return Cores(request=max(APART, min(share.guaranteed_cores, limit - APART)), limit=limit)
 
 
+def made_with(request: float | None, limit: float | None, *, cores: float, capped: bool) -> Cores:
+    """What pods had best be made with, so that shares can be given and taken back later.
+
+    Request and limit begin as high as they may ever get. Without ceilings they are apart: a Guaranteed pod could
+    give nothing back, for its request must stay its limit.
+
+    Args:
+        request: by the user, if given; kept.
+        limit: likewise.
+        cores: of a pod.
+        capped: whether shares will have ceilings; pods may be Guaranteed then, and request and limit follow them.
+    """
+    apart = 0.0 if capped else APART
+    if limit is None:
+        limit = cores if request is None else max(cores, request + apart)
+    return Cores(request=min(cores, limit - apart) if request is None else request, limit=limit)
+
+
 def resize_body(container: str, cores: Cores) -> dict[str, Any]:
     """Strategic-merge patch for the ``resize`` subresource: only this container's CPU."""
     resources: dict[str, Any] = {"requests": {"cpu": quantity(cores.request)}}

@@ -197,7 +197,11 @@ class ClusterRun:
         request, where = self.request, self.target
         if self.manager is Manager.KUBERNETES:
             given = launch.kubernetes_properties(
-                request.properties, run=self.run_id, cores=where.worker_cores, env=request.env
+                request.properties,
+                run=self.run_id,
+                cores=where.worker_cores,
+                env=request.env,
+                capped=request.settings.capped,
             )
             return given, self.install.env()
         if self.manager is Manager.YARN:

@@ -48,6 +48,11 @@ class Grant:
         return self.share.guaranteed_cores < self.asked.guaranteed_cores - NEGLIGIBLE_CORES
 
     @property
+    def long(self) -> bool:
+        """Whether clearly more is guaranteed than was asked for, as where pods can give nothing back."""
+        return self.share.guaranteed_cores > 1.1 * self.asked.guaranteed_cores + ALIVE_CORES
+
+    @property
     def contended(self) -> bool:
         """Whether that is because of others."""
         own = self.share.guaranteed_cores + self.driver_cores
@@ -55,9 +60,11 @@ class Grant:
 
     @property
     def why(self) -> str:
-        """Why less was guaranteed than was asked for, to follow a decision's reason; empty when it was not."""
+        """Why not as much was guaranteed as was asked for, to follow a decision's reason; empty when it was."""
         if self.refused:
             return f"; {self.refused}"
+        if self.long:
+            return f"; {self.share.guaranteed_cores:.2f} cores stay guaranteed, which is more"
         if not self.short:
             return ""
         asked = f"; asked for {self.asked.guaranteed_cores:.2f} cores, "

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from airflow_mlscale import errors
+from airflow_mlscale.cpu import pods
 from airflow_mlscale.spark.adapters import cluster, kubernetes, master, rest, yarn
 from airflow_mlscale.spark.adapters.install import Install
 
 LOOPBACK = "127.0.0.1"
+REQUEST = "spark.kubernetes.executor.request.cores"
+LIMIT = "spark.kubernetes.executor.limit.cores"
 
 
 class Manager(StrEnum):
@@ -118,8 +121,22 @@ def driver_cores(given: Mapping[str, str]) -> int:
     return int(given.get("spark.driver.cores") or 1)
 
 
-def kubernetes_properties(given: Mapping[str, str], *, run: str, cores: int, env: Mapping[str, str]) -> dict[str, str]:
-    """The user's Spark properties with what it takes to find and to resize the pods of this run."""
+def kubernetes_properties(
+    given: Mapping[str, str], *, run: str, cores: int, env: Mapping[str, str], capped: bool
+) -> dict[str, str]:
+    """The user's Spark properties with what it takes to find and to resize the pods of this run.
+
+    Args:
+        given: by the user.
+        run: its id.
+        cores: of one executor.
+        env: of the driver.
+        capped: whether shares will have ceilings; see `pods.made_with`.
+
+    Raises:
+        InvalidInputError: a request or a limit that is no quantity of Kubernetes.
+    """
+    made = pods.made_with(_pod_cores(given, REQUEST), _pod_cores(given, LIMIT), cores=cores, capped=capped)
     ours = {
         **given,
         **_observed(run),
@@ -130,9 +147,20 @@ def kubernetes_properties(given: Mapping[str, str], *, run: str, cores: int, env
         **{f"spark.kubernetes.driverEnv.{name}": value for name, value in env.items()},
         **_sized(given, cores),
     }
-    # A limit can be resized only where there is one.
-    ours.setdefault("spark.kubernetes.executor.limit.cores", str(cores))
+    ours.setdefault(REQUEST, pods.quantity(made.request))
+    if made.limit is not None:  # it can be resized only where there is one
+        ours.setdefault(LIMIT, pods.quantity(made.limit))
     return ours
+
+
+def _pod_cores(given: Mapping[str, str], name: str) -> float | None:
+    value = given.get(name)
+    try:
+        return pods.cores_of(value) if value else None
+    except ValueError as exc:
+        raise errors.InvalidInputError(
+            name, value, "give cores as Kubernetes writes them, such as 2, 0.5 or 500m"
+        ) from exc
 
 
 def yarn_properties(given: Mapping[str, str], *, run: str, cores: int, env: Mapping[str, str]) -> dict[str, str]:

@@ -99,6 +99,11 @@ class DeadlineSettings:
             )
 
     @property
+    def capped(self) -> bool:
+        """Whether shares have ceilings: the published law is a reservation whatever `mode` says."""
+        return self.mode is Mode.RESERVE or self.policy == POLICIES[1]
+
+    @property
     def low(self) -> float:
         """Least share while tasks run."""
         return max(self.floor_cores, self.min_cores or 0.0)

@@ -7,7 +7,7 @@ from typing import Any
 from airflow_mlscale.cpu.ports import CpuPort
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.spark.controller import DeadlineController
-from airflow_mlscale.spark.model import Promise
+from airflow_mlscale.spark.model import Mode, Promise
 from airflow_mlscale.spark.settings import DeadlineSettings
 
 SERIES_POINTS = 300
@@ -32,7 +32,7 @@ def tell(
         "engine": "spark",
         "application": application,
         "application_id": control.latest.application_id if control and control.latest else None,
-        "mode": str(settings.mode),
+        "mode": str(Mode.RESERVE if settings.capped else settings.mode),
         "policy": settings.policy,
         "profile": "warm" if warm else "cold",
         "allocator": cpu.name if cpu else None,

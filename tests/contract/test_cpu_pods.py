@@ -10,6 +10,7 @@ import pytest
 from airflow_mlscale import errors
 from airflow_mlscale.cpu import pods, ports
 from airflow_mlscale.cpu.adapters import kubernetes as adapter
+from airflow_mlscale.spark import launch
 from tests.fakes import clock as fake_clock
 from tests.fakes import kubernetes_api
 
@@ -75,6 +76,41 @@ def test_a_guaranteed_pod_stays_guaranteed(cluster: Cluster) -> None:
     assert cluster.api.pods["default", name]["status"]["qosClass"] == "Guaranteed"
     # without a ceiling nothing may be taken from it: its request is its limit
     assert RESERVE(2.0) == cluster.apply(port, ports.CpuShare(guaranteed_cores=0.5))
+
+
+def made_with(*, capped: bool, **given: str) -> dict[str, str]:
+    """CPU of the executors that a run asks for, two cores each; ``given`` are the user's ``request`` and ``limit``."""
+    name = "spark.kubernetes.executor.{}.cores".format
+    properties = {name(part): value for part, value in given.items()}
+    ours = launch.kubernetes_properties(properties, run="1", cores=2, env={}, capped=capped)
+    return {part: ours[name(part)] for part in ("request", "limit")}
+
+
+@pytest.mark.parametrize("given", [{}, {"limit": "2"}, {"request": "2"}, {"request": "500m"}, {"request": "3"}])
+def test_without_ceilings_pods_are_made_so_that_they_can_give_and_take(cluster: Cluster, given: dict[str, str]) -> None:
+    name = cluster.executor(1, **made_with(capped=False, **given))
+    begun = cluster.api.cpu(name)
+    assert cluster.api.pods["default", name]["status"]["qosClass"] == "Burstable"
+    port = cluster.port()
+    for cores in (0.25, 1.5):
+        assert cluster.apply(port, ports.CpuShare(guaranteed_cores=cores)).guaranteed_cores == pytest.approx(cores)
+    port.close("job")
+    assert [pods.cores_of(str(value)) for value in cluster.api.cpu(name)] == [pods.cores_of(str(one)) for one in begun]
+
+
+def test_with_ceilings_request_and_limit_follow_together(cluster: Cluster) -> None:
+    name = cluster.executor(1, **made_with(capped=True))
+    assert cluster.api.pods["default", name]["status"]["qosClass"] == "Guaranteed"
+    assert cluster.apply(cluster.port(), RESERVE(0.5)) == RESERVE(0.5)
+
+
+def test_pods_that_can_give_nothing_back_are_told_once(cluster: Cluster, caplog: pytest.LogCaptureFixture) -> None:
+    for number in (1, 2):
+        cluster.executor(number, **made_with(capped=False, request="2", limit="2"))
+    port = cluster.port()
+    for cores in (0.5, 0.25):
+        assert cluster.apply(port, ports.CpuShare(guaranteed_cores=cores)) == RESERVE(4.0)
+    assert [record.levelname for record in caplog.records if adapter.STUCK in record.message].count("WARNING") == 1
 
 
 def test_a_burstable_pod_gives_its_request_and_keeps_its_limit(cluster: Cluster) -> None:

@@ -101,7 +101,7 @@ def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the
         run = given["spark.kubernetes.driver.label.mlscale-run"]
         assert given["spark.kubernetes.submission.waitAppCompletion"] == "false"
         assert given["spark.kubernetes.executor.label.mlscale-run"] == run == given["spark.mlscale.run"]
-        assert given["spark.kubernetes.executor.limit.cores"] == "2"
+        assert given["spark.kubernetes.executor.limit.cores"] == "2000m"
         cluster.add("job-driver", labels={"spark-role": "driver", "mlscale-run": run})
         cluster.add("job-exec-1", labels={"spark-role": "executor", "mlscale-run": run, "spark-exec-id": "1"})
         drivers.append(FakeDriver(run, patience=lambda: bool(cluster.resizes())))

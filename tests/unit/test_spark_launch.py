@@ -9,12 +9,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from airflow_mlscale import cli, errors
-from airflow_mlscale.spark import launch
+from airflow_mlscale.runtime.journal import Journal
+from airflow_mlscale.spark import launch, settings, summary
 from airflow_mlscale.spark.adapters import cluster, entry, install, master
+from airflow_mlscale.spark.model import Mode, Promise
 
 SHOW_ARGUMENTS = '#!/bin/bash\nprintf "%s\\n" "$@"\n'
 
@@ -145,6 +148,38 @@ def test_a_local_driver_listens_on_loopback_and_enters_the_group_itself() -> Non
     target = launch.Target(url="local[2]", cores=0, worker_cores=2, here=True)
     env = launch.environment(target, install.find(), entry_env={"JAVA_HOME": "/e"}, given={})
     assert (env["SPARK_LOCAL_IP"], env["JAVA_HOME"]) == ("127.0.0.1", "/e")
+
+
+def test_a_pods_cores_that_kubernetes_would_not_read_are_refused() -> None:
+    pytest.importorskip("kubernetes", reason="the extra 'kubernetes' is not installed")
+    given = {launch.REQUEST: "two"}
+    with pytest.raises(errors.InvalidInputError, match=r"executor\.request\.cores='two': give cores as Kubernetes"):
+        launch.kubernetes_properties(given, run="1", cores=2, env={}, capped=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({}, "work_conserving"),
+        ({"mode": Mode.RESERVE}, "reserve"),
+        ({"policy": "paper"}, "reserve"),  # whatever its mode
+    ],
+)
+def test_what_is_told_is_the_mode_in_force(given: dict[str, Any], told: str) -> None:
+    found = settings.DeadlineSettings(**given)
+    assert found.capped is (told == "reserve")
+    promise, journal = Promise(started_at=0.0, deadline_at=9.0), Journal()
+    known = summary.tell(
+        application="job",
+        promise=promise,
+        settings=found,
+        warm=False,
+        cpu=None,
+        journal=journal,
+        control=None,
+        ended_at=None,
+    )
+    assert known["mode"] == told
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,11 @@ EXECUTOR_CONTAINER = "spark-kubernetes-executor"
 EXECUTOR_LABEL = "spark-exec-id"
 ANNOTATION = "airflow-mlscale/original-cpu"
 """On a resized pod: what it had before, for a controller that goes on after another one."""
+STUCK = (
+    "QoS class Guaranteed: without a ceiling these pods can give nothing back, and keep all their cores; leave "
+    "spark.kubernetes.executor.request.cores out or set it below the limit, or use mode='reserve'"
+)
+"""Said once where a share without a ceiling meets pods whose request must stay their limit."""
 _PASSING = (409, 429, 500, 502, 503, 504)
 """Statuses after which the same request may succeed."""
 
@@ -276,6 +281,8 @@ class PodPort:
             self._once(group, pod.name, f"its node can never give more than it has: {pod.message}")
         if pod.original.limit is None and group.share.ceiling_cores is not None:
             self._once(group, pod.name, "has no CPU limit: set spark.kubernetes.executor.limit.cores to have ceilings")
+        if pod.qos is pods.Qos.GUARANTEED and group.share.ceiling_cores is None and group.share != ports.UNMANAGED:
+            self._once(group, "", STUCK)
 
     def _tell_failure(self, group: _Group, pod: pods.Pod, exc: Exception) -> None:
         status = getattr(exc, "status", None)
