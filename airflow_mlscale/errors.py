@@ -48,11 +48,12 @@ class DeadlineInfeasibleError(MlscaleError):
     """The deadline cannot be met even at the full share."""
 
     def __init__(self, *, needed_s: float, left_s: float, detail: str = "") -> None:
-        super().__init__(
-            f"the job needs about {needed_s:.0f} s at its full share but {left_s:.0f} s are left"
-            + (f" ({detail})" if detail else "")
-            + "; allow more time or cores, or set on_infeasible='best_effort'"
-        )
+        what = f"the job needs about {needed_s:.0f} s at its full share but {left_s:.0f} s are left"
+        if left_s <= 0:
+            what = f"the deadline passed {-left_s:.0f} s ago"
+            what += f", and the job needs about {needed_s:.0f} s at its full share" if needed_s > 0 else ""
+        fix = "allow more time" if needed_s <= 0 else "allow more time or cores"
+        super().__init__(f"{what}{f' ({detail})' if detail else ''}; {fix}, or set on_infeasible='best_effort'")
         self.needed_s = needed_s
         self.left_s = left_s
 

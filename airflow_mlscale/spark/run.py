@@ -261,7 +261,7 @@ def judge(
     found = known or outlook.Prediction(0.0, 0.0, 0.0)
     if left_s >= found.left_s and left_s > 0:
         return known
-    detail = f"{found.low_s:.0f} to {found.high_s:.0f} s at {high:g} cores" if known else f"{high:g} cores, no profile"
+    detail = f"{found.low_s:.0f} to {found.high_s:.0f} s at {high:g} cores" if known else ""
     infeasible = errors.DeadlineInfeasibleError(needed_s=found.left_s, left_s=left_s, detail=detail)
     if settings.on_infeasible == "fail":
         raise infeasible

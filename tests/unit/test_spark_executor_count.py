@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -83,6 +84,18 @@ def driver(port: ExecutorCountPort) -> Iterator[Driver]:
         yield running
     finally:
         running.end(address)
+
+
+def test_a_run_that_is_refused_before_it_starts_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    made = ExecutorCountPort(fake_cpu.FakeCpu(), SETTINGS, group="job")
+    assert list(tmp_path.iterdir()) == []
+    made.open("job")
+    assert made.socket.parent.parent == tmp_path
+    made.close("job")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ class ExecutorCountPort:
     def __init__(
         self, meter: ports.CpuPort, settings: CountSettings, *, group: str, clock: clocks.Clock | None = None
     ) -> None:
-        """Prepare a socket; nothing is listening there before the application runs.
+        """Prepare; nothing is made before it is needed.
 
         Args:
             meter: groups are opened and metered there.
@@ -102,11 +102,13 @@ class ExecutorCountPort:
         log.info(
             "CPU shares become a number of executors, at most %d of %g cores", settings.most, settings.executor_cores
         )
-        self._folder = Path(tempfile.mkdtemp(prefix="mlscale-"))  # a socket's path must be short
+        self._folder: Path | None = None
 
     @property
     def socket(self) -> Path:
-        """Where the driver listens."""
+        """Where the driver listens; the folder is made for whoever asks first."""
+        if self._folder is None:
+            self._folder = Path(tempfile.mkdtemp(prefix="mlscale-"))  # a socket's path must be short
         return self._folder / "executors"
 
     def open(self, group: str) -> None:
@@ -137,7 +139,7 @@ class ExecutorCountPort:
 
     def close(self, group: str) -> None:
         self._meter.close(group)
-        if group == self._counted:
+        if group == self._counted and self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _bring(self, count: int) -> None:
