@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ from airflow_mlscale import errors
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.spark import ports
 from airflow_mlscale.spark.adapters import install, rest
-from airflow_mlscale.spark.model import Progress, StageStatus
+from airflow_mlscale.spark.model import Progress, StageStatus, keyed
+from tests.fakes import submission
 from tests.fakes.spark import FakeProgress, Part, SimulatedApplication
 
 APPLICATION = """\
@@ -127,3 +129,53 @@ async def test_another_application_on_the_same_port_is_not_ours(real: Driver) ->
         assert await stranger.read() is None
     finally:
         await stranger.close()
+
+
+def iteration(stage_id: int, status: str) -> dict[str, object]:
+    begun = {} if status == "PENDING" else {"submissionTime": f"2026-01-01T00:00:{stage_id:02}.000GMT"}
+    over = {"completionTime": f"2026-01-01T00:00:{stage_id + 1:02}.000GMT"} if status == "COMPLETE" else {}
+    done = 4 if over else 0
+    counts = {"numTasks": 4, "numActiveTasks": 4 * (status == "ACTIVE"), "numCompleteTasks": done}
+    return (
+        {"stageId": stage_id, "attemptId": 0, "name": "collect at job.py:9", "status": status} | counts | begun | over
+    )
+
+
+async def test_stages_that_spark_has_forgotten_are_remembered() -> None:
+    answers = [
+        [iteration(0, "COMPLETE"), iteration(1, "ACTIVE"), iteration(2, "PENDING")],
+        [iteration(3, "COMPLETE"), iteration(4, "ACTIVE")],  # of a driver that keeps only so many
+        [iteration(4, "COMPLETE"), iteration(5, "ACTIVE")],
+    ]
+
+    def answer(method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        match path.removeprefix("/api/v1/applications"):
+            case "":
+                return 200, b'[{"id": "a"}]'
+            case "/a/environment":
+                return 200, b'{"sparkProperties": [["spark.mlscale.run", "r"]]}'
+            case "/a/executors":
+                return 200, b'[{"id": "1", "isActive": true, "totalCores": 2}]'
+            case "/a/stages":
+                return 200, json.dumps(answers.pop(0)).encode()
+        return 404, b""
+
+    with submission.http_server(answer) as url:
+        port = rest.RestProgress(url, "r")
+        try:
+            readings = [await port.read() for _ in range(3)]
+        finally:
+            await port.close()
+    last = readings[-1]
+    assert last is not None
+    assert [(stage.stage_id, str(stage.status), stage.complete) for stage in last.stages] == [
+        (0, "COMPLETE", 4),
+        (1, "COMPLETE", 4),  # it ran when it was seen last
+        (2, "SKIPPED", 0),
+        (3, "COMPLETE", 4),
+        (4, "COMPLETE", 4),
+        (5, "ACTIVE", 0),
+    ]
+    assert list(keyed(last.stages))[-1] == "collect at job.py:9#5"
+    assert abs((last.stages[1].completed_at or 0) - last.at) < 60
+    assert last.active_tasks == 4

@@ -18,6 +18,16 @@ RUN_PROPERTY = "spark.mlscale.run"
 """Spark property that tells our application from another one that took the same port."""
 
 
+_FIELDS = (
+    *("stageId", "attemptId", "name", "status", "submissionTime", "completionTime", "executorRunTime"),
+    *("numTasks", "numActiveTasks", "numCompleteTasks", "numCompletedIndices"),
+    *("inputBytes", "inputRecords", "shuffleReadBytes", "shuffleReadRecords", "shuffleWriteBytes"),
+)
+"""What is kept of a row, of the hundred things that it tells."""
+
+_TIME = "%Y-%m-%dT%H:%M:%S.%fGMT"
+
+
 class RestProgress:
     """`ProgressPort` over HTTP."""
 
@@ -33,6 +43,7 @@ class RestProgress:
         self.run = run
         self._application: str | None = None
         self._slots = 0
+        self._rows: Rows = {}
         self._longest_s: dict[int, float | None] = {}
         """Of each complete stage, once it was asked for; None where the driver could not tell."""
         # The driver is on this host: a proxy from the environment must not get in between.
@@ -44,7 +55,9 @@ class RestProgress:
                 self._application = await self._find()
             if self._application is None:
                 return None
-            stages = list(stages_of(await self._get(f"/applications/{self._application}/stages")))
+            answer = await self._get(f"/applications/{self._application}/stages")
+            self._rows = remembered(self._rows, answer, at=time.time())
+            stages = list(stages_of(list(self._rows.values())))
             # Executors rarely change, and not at all while tasks run on them.
             if not self._slots or not any(stage.active for stage in stages):
                 self._slots = slots_of(await self._get(f"/applications/{self._application}/executors"))
@@ -81,6 +94,33 @@ class RestProgress:
         reply = await self._client.get(path)
         reply.raise_for_status()
         return reply.json()
+
+
+Rows = Mapping[tuple[int, int], Mapping[str, Any]]
+"""The API's rows by stage and attempt."""
+
+
+def remembered(known: Rows, rows: Sequence[Mapping[str, Any]], *, at: float) -> Rows:
+    """The rows of an answer and, of earlier ones, those that it lacks; ``at`` is now, seconds since the epoch.
+
+    Spark forgets stages beyond ``spark.ui.retainedStages``, the oldest first, but none that runs or waits.
+    """
+    found = {
+        (int(row["stageId"]), int(row["attemptId"])): {name: row[name] for name in _FIELDS if name in row}
+        for row in rows
+    }
+    return {**{key: _forgotten(row, at) for key, row in known.items() if key not in found}, **found}
+
+
+def _forgotten(row: Mapping[str, Any], at: float) -> Mapping[str, Any]:
+    """As it must have ended, if it was never seen to."""
+    if row["status"] == StageStatus.PENDING:
+        return {**row, "status": StageStatus.SKIPPED}
+    if row["status"] != StageStatus.ACTIVE:
+        return row
+    tasks, ended = row["numTasks"], datetime.fromtimestamp(at, UTC).strftime(_TIME)
+    whole = {"numActiveTasks": 0, "numCompleteTasks": tasks, "numCompletedIndices": tasks}
+    return {**row, **whole, "status": StageStatus.COMPLETE, "completionTime": ended}
 
 
 def stages_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Stage, ...]:
@@ -143,4 +183,4 @@ def _kind(row: Mapping[str, Any]) -> str:
 def _seconds(text: str | None) -> float | None:
     if not text:
         return None
-    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fGMT").replace(tzinfo=UTC).timestamp()
+    return datetime.strptime(text, _TIME).replace(tzinfo=UTC).timestamp()
