@@ -34,10 +34,10 @@ class DeadlineRetryPolicy(RetryPolicy):
             return RetryDecision.default()
         slack_s = chance.left_s - chance.needed_s
         if slack_s < 0 and task.settings.on_infeasible == "fail" and not chance.runs_on:
-            return RetryDecision.fail(
-                f"another try needs about {chance.needed_s:.0f} s, {max(0.0, chance.left_s):.0f} s are left "
-                "to the deadline; set on_infeasible='best_effort' to try all the same"
-            )
+            why = f"another try needs about {chance.needed_s:.0f} s, {chance.left_s:.0f} s are left to the deadline"
+            if chance.left_s <= 0:
+                why = f"the deadline passed {-chance.left_s:.0f} s ago"
+            return RetryDecision.fail(f"{why}; set on_infeasible='best_effort' to try all the same")
         wished_s = exception.retry_after_s if isinstance(exception, errors.TransientError) else SHORTEST_DELAY_S
         delay_s = min(max(SHORTEST_DELAY_S, wished_s, PART_OF_SLACK * slack_s), task.retry_delay.total_seconds())
         return RetryDecision.retry(

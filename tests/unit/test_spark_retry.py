@@ -119,6 +119,20 @@ def test_without_a_profile_only_a_deadline_that_has_passed_ends_the_tries(tmp_pa
     assert decided(task(str(tmp_path)), left_s=-5)[1] is TaskInstanceState.FAILED
 
 
+@pytest.mark.parametrize(
+    ("left_s", "said"),
+    [(-100, "the deadline passed 100 s ago; "), (55, "another try needs about 60 s, 55 s are left to the deadline; ")],
+)
+def test_giving_up_says_why(profiles: str, left_s: float, said: str) -> None:
+    store = StateStore()
+    context = {"task": task(profiles), "task_state_store": store, "ti": SimpleNamespace(max_tries=2)}
+    deadline_at = time.time() + left_s
+    store.set(promises.PROMISE_KEY, {"life": 2, "started_at": deadline_at - 600, "deadline_at": deadline_at})
+    promises.note_full_share(context, 2.0)
+    decision = DeadlineRetryPolicy().evaluate(FAILED, 1, 2, context)
+    assert (decision.reason or "").startswith(said)
+
+
 def test_a_try_that_failed_before_its_cluster_was_known_is_judged_by_the_time_alone(profiles: str) -> None:
     assert decided(task(profiles), left_s=5, full_cores=None)[1] is TaskInstanceState.UP_FOR_RETRY
 
