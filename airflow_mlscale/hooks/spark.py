@@ -6,8 +6,9 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import closing, suppress
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 from airflow.providers.apache.spark.hooks import spark_submit
@@ -15,10 +16,10 @@ from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_mlscale import errors
-from airflow_mlscale.spark import cluster_run, follow
+from airflow_mlscale.spark import cluster_run, follow, launch
 from airflow_mlscale.spark import run as runs
 from airflow_mlscale.spark.adapters import allocator as allocators
-from airflow_mlscale.spark.adapters import cluster, executor_count, install, master, profile_store
+from airflow_mlscale.spark.adapters import cluster, executor_count, install, master, profile_store, yarn
 from airflow_mlscale.spark.model import Promise
 from airflow_mlscale.spark.ports import RemoteState
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -48,10 +49,10 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         Raises:
             InvalidInputError: there is no such connection (`SparkSubmitHook` would fall back to YARN).
         """
-        _know_kubernetes()
         # Copied: ours are added for each submission.
         arguments = [str(argument) for argument in kwargs.pop("application_args", None) or ()]
-        super().__init__(conf=dict(conf or {}), conn_id=conn_id, application_args=arguments, **kwargs)
+        with _kubernetes_known():
+            super().__init__(conf=dict(conf or {}), conn_id=conn_id, application_args=arguments, **kwargs)
         self._install: install.Install | None = None
         self._started: Callable[[int], None] | None = None
         self._killed = False
@@ -72,10 +73,9 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
 
     @property
     def master_page(self) -> str | None:
-        """Address of the master's web page, whether or not it answers; None for a master without one."""
-        if not self.master.startswith("spark://"):
-            return self._web_url()
-        return self._web_url() or cluster.web_url(self.master) or f"http://{master.addresses(self.master)[0][0]}:8080"
+        """Address of the cluster's web page, whether or not it answers; None for a cluster without one."""
+        found = self._pages() or self._rm_url()
+        return found.split(",")[0] if found else None
 
     @property
     def killed(self) -> bool:
@@ -83,17 +83,15 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         return self._killed
 
     def test_connection(self) -> tuple[bool, str]:
-        """Ask the master, in its own protocol, and its web page."""
+        """Ask the cluster: a standalone master in its own protocol and its web page, others their REST API."""
         try:
-            if self.master.startswith("local"):
-                return True, f"{self.master} runs in the driver; there is no master to ask"
-            master.ping(self.master)
-            try:
-                state = master.state(str(self.master_page))
-            except errors.UnreachableError as exc:
-                return True, f"The Spark master at {self.master} answers. {exc}"
-            workers = f"{len(state.workers)} worker(s) with {state.cores} cores"
-            return bool(state.workers), f"The Spark master at {self.master} is {state.status} and has {workers}"
+            return cluster_run.greet(
+                self.master,
+                access_of(self.get_connection(self._conn_id)),
+                pages=self._pages(),
+                namespace=self._connection["namespace"],
+                rm_url=self._rm_url(),
+            )
         except errors.MlscaleError as exc:
             return False, str(exc)
 
@@ -134,13 +132,12 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         """As `prepare`, for a driver that will run in the cluster."""
         runs.check_application(application)
         executor_count.check(in_cluster=allocator == allocators.EXECUTORS)
-        connection = self.get_connection(self._conn_id)
         return cluster_run.ClusterRun(
             self._request(promise, settings, profile_store, profile_key, allocator),
-            access_of(connection),
+            access_of(self.get_connection(self._conn_id)),
             application,
             namespace=self._connection["namespace"],
-            rm_url=connection.extra_dejson.get("yarn_resourcemanager_webapp_address") or None,
+            rm_url=self._rm_url(),
         )
 
     def submit_to_cluster(
@@ -311,8 +308,20 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         return given
 
     def _total_cores(self) -> int | None:
-        given = self._total_executor_cores or self._conf.get("spark.cores.max")
-        return int(given) if given else None
+        name = "spark.cores.max"
+        given = {name: str(self._total_executor_cores or self._conf.get(name) or "")}
+        return launch.whole(given, name, 0) or None
+
+    def _pages(self) -> str | None:
+        if not self.master.startswith("spark://"):
+            return self._web_url()
+        return self._web_url() or cluster.web_url(self.master) or master.pages(self.master)
+
+    def _rm_url(self) -> str | None:
+        if self.master != "yarn":
+            return None
+        given = self.get_connection(self._conn_id).extra_dejson.get("yarn_resourcemanager_webapp_address")
+        return yarn.address(given) if given else None
 
     def _web_url(self) -> str | None:
         return self.get_connection(self._conn_id).extra_dejson.get("master_web_url") or None
@@ -376,10 +385,20 @@ def follower(
     )
 
 
-def _know_kubernetes() -> None:
+_KNOWING = threading.RLock()
+
+
+@contextmanager
+def _kubernetes_known() -> Iterator[None]:
     """The base class refuses Kubernetes without the provider cncf.kubernetes, with which it would follow the driver.
 
-    That is done by us, with the official client alone: any other value than None passes its check.
+    That is done by us, with the official client alone: any other value than None passes its check. It is put
+    back, for plain `SparkSubmitHook`s need the real one.
     """
-    if getattr(spark_submit, "kube_client", None) is None:
-        spark_submit.kube_client = SparkSubmitHook
+    with _KNOWING:
+        client = getattr(spark_submit, "kube_client", None)
+        spark_submit.kube_client = client or SparkSubmitHook
+        try:
+            yield
+        finally:
+            spark_submit.kube_client = client

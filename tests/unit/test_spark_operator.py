@@ -11,6 +11,7 @@ from typing import Any
 
 import pendulum
 import pytest
+from airflow.providers.apache.spark.hooks import spark_submit
 
 from airflow_mlscale import errors
 from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
@@ -108,6 +109,14 @@ def test_both_kinds_of_connection_name_the_master(
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps(connection))
     assert DeadlineSparkSubmitHook(conn_id="c").master == master
+
+
+def test_kubernetes_is_known_to_our_hooks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_C", json.dumps({"conn_type": "spark", "host": "k8s://https://api", "port": 6443}))
+    monkeypatch.setattr(spark_submit, "kube_client", None)  # as without the provider cncf.kubernetes
+    assert DeadlineSparkSubmitHook(conn_id="c").master == "k8s://https://api:6443"
+    with pytest.raises(RuntimeError, match="kubernetes dependencies are not installed"):
+        spark_submit.SparkSubmitHook(conn_id="c")
 
 
 def test_an_unknown_connection_is_not_taken_for_yarn() -> None:
