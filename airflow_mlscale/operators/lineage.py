@@ -14,7 +14,6 @@ from airflow_mlscale.spark.model import Promise
 
 FACET = "mlscale_deadline"
 PRODUCER = f"https://pypi.org/project/airflow-provider-mlscale/{__version__}"
-SCHEMA = f"{PRODUCER}#/$defs/DeadlineRunFacet"
 
 
 def deadline_facets(deadline: object, promise: Promise | None, summary: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -66,7 +65,10 @@ def _facet_class() -> Any:
 
     @attrs.define(kw_only=True)
     class DeadlineRunFacet(RunFacet):  # type: ignore[misc,unused-ignore]
-        """A promise and what became of it; seconds count from the start of the task's first try."""
+        """A promise and what became of it; seconds count from the start of the task's first try.
+
+        Its schema is that of every run facet, which allows further properties: ours has no page of its own.
+        """
 
         deadline: str
         startedAt: str | None
@@ -81,10 +83,6 @@ def _facet_class() -> Any:
         mode: str | None
         policy: str | None
         applicationId: str | None
-
-        @staticmethod
-        def _get_schema() -> str:
-            return SCHEMA
 
     return DeadlineRunFacet
 

@@ -25,7 +25,7 @@ from airflow_mlscale.operators.promises import PROMISE_KEY
 from airflow_mlscale.operators.retry import DeadlineRetryPolicy
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.runtime import deadlines, journal
-from airflow_mlscale.spark import settings
+from airflow_mlscale.spark import cluster_run, settings
 from airflow_mlscale.spark.adapters import allocator as allocators
 from airflow_mlscale.spark.model import Mode, Promise
 from airflow_mlscale.spark.ticket import Ticket
@@ -178,25 +178,30 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
             promises.note_full_share(context, run.full_cores)
             announce = functools.partial(in_cluster.keep, context)
             ticket = hook.submit_to_cluster(self.application, run, announce=announce)
+        self._promised = ticket.promise
         pages = onlookers.Pages(context["ti"])
         self.pages = pages.known
         pages.show(SparkMasterLink(), hook.master_page)
+        pages.show(SparkUiLink(), cluster_run.page(ticket))
         limit = self.execution_timeout
         end_at = None if limit is None else time.time() + limit.total_seconds()
         if self.deferrable:
             submission = ticket.to_json()
             trigger = DeadlineSparkTrigger(conn_id=self._conn_id, submission=submission, end_at=end_at)
             self.defer(trigger=trigger, method_name="execute_complete")
-        return self._concluded(context, self._followed(context, hook, ticket, end_at))
+        return self._concluded(context, self._followed(context, hook, ticket, end_at, pages))
 
     def _followed(
-        self, context: Any, hook: DeadlineSparkSubmitHook, ticket: Ticket, end_at: float | None
+        self, context: Any, hook: DeadlineSparkSubmitHook, ticket: Ticket, end_at: float | None, pages: onlookers.Pages
     ) -> dict[str, Any]:
         """Control the application from here until its end; returns what a trigger would send."""
         state = TaskStateJournal(context.get("task_state_store"))
-        follower = hook.follow(
-            ticket, end_at=end_at, publish=lambda: state.publish(follower.journal.records(), follower.tell())
-        )
+
+        def publish() -> None:
+            pages.show(SparkUiLink(), follower.ui_url)
+            state.publish(follower.journal.records(), follower.tell())
+
+        follower = hook.follow(ticket, end_at=end_at, publish=publish)
         with onlookers.looking_on(follower.journal, context, self.on_outlook_change) as metrics:
             outcome = asyncio.run(follower.run())
         metrics.finished(outcome.summary)

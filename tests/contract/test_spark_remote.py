@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from airflow_mlscale import errors
+from airflow_mlscale.operators import lineage
 from airflow_mlscale.runtime import journal
 from airflow_mlscale.spark.adapters import kubernetes, profile_store, yarn
 from airflow_mlscale.spark.model import Plan, Profile, StageProfile
@@ -116,7 +117,10 @@ def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the
         trigger = deferred(operator(tmp_path), store)
         assert trigger.submission["application_id"] == "default:job-driver"
         # A worker that died just now: the next one does not submit again.
-        assert deferred(operator(tmp_path), store).submission["application_id"] == "default:job-driver"
+        again = operator(tmp_path)
+        assert deferred(again, store).submission["application_id"] == "default:job-driver"
+        (facet,) = lineage.deadline_facets(again.deadline, again._promised, None).values()
+        assert facet.deadlineSeconds == 100.0  # what it took up has a deadline, too
     assert len(drivers) == 1
 
     event = asyncio.run(asyncio.wait_for(spark_trigger.first_event(trigger), 60))
