@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from airflow_mlscale import errors
 from airflow_mlscale.spark.controller import DeadlineController
 
 
@@ -17,12 +18,15 @@ class Beside:
         self.controller = controller
         self._thread: threading.Thread | None = None
         self._stop: Callable[[], None] | None = None
+        self._failed: Exception | None = None
+        """Why control never began."""
 
     def __enter__(self) -> DeadlineController:
         """Open the groups with their first share and start the loop.
 
         Raises:
             AdmissionRefusedError: the host cannot guarantee the least cores.
+            TransientError: this process has no room for an event loop.
         """
         control = self.controller
         try:
@@ -45,12 +49,25 @@ class Beside:
     def _start(self) -> None:
         ready = threading.Event()
         self._thread = threading.Thread(
-            target=lambda: asyncio.run(self._run(ready)),
+            target=self._control,
+            args=(ready,),
             name=f"deadline of {self.controller.job.name}",
             daemon=True,
         )
         self._thread.start()
         ready.wait()
+        if self._failed is not None:
+            raise errors.TransientError(f"control could not begin: {self._failed}") from self._failed
+
+    def _control(self, ready: threading.Event) -> None:
+        try:
+            asyncio.run(self._run(ready))
+        except Exception as exc:
+            if ready.is_set():
+                raise
+            self._failed = exc
+        finally:
+            ready.set()
 
     async def _run(self, ready: threading.Event) -> None:
         stop = asyncio.Event()

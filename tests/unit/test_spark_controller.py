@@ -69,6 +69,18 @@ def test_a_job_without_a_port_does_not_begin() -> None:
         raise AssertionError("not reached")
 
 
+def test_a_process_without_room_for_control_does_not_wait_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> None:
+        raise OSError(24, "Too many open files")
+
+    cpu = FakeCpu()
+    refused = controller(cpu)
+    monkeypatch.setattr(asyncio.events, "new_event_loop", full)
+    with pytest.raises(errors.TransientError, match=r"control could not begin.*Too many open files"), refused:
+        raise AssertionError("not reached")
+    assert cpu.groups() == []
+
+
 DEADLINE_S = 100.0
 WORK = Part(core_s=60.0, tasks=60)
 
