@@ -54,7 +54,10 @@ def tell(
 
 
 def series(records: list[Record], points: int = SERIES_POINTS) -> list[dict[str, Any]]:
-    """Points for a chart: time, guarantee, ceiling and use in cores, progress; evenly thinned."""
+    """Points for a chart: time, the executors' guarantee, ceiling and use in cores, the driver's guarantee, progress.
+
+    They are evenly thinned.
+    """
     if not records:
         return []
     found = []
@@ -68,6 +71,7 @@ def series(records: list[Record], points: int = SERIES_POINTS) -> list[dict[str,
                 "t_s": record.seen["t_s"],
                 "guaranteed_cores": record.decided["guaranteed_cores"],
                 "ceiling_cores": record.decided["ceiling_cores"],
+                "driver_cores": record.decided["driver_cores"],
                 "used_cores": round(used / seconds, 3) if seconds > 0 else None,
                 "progress": record.seen["progress"],
             }

@@ -6,12 +6,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, median, quantiles
+from statistics import mean, median
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from airflow_mlscale.control import smoothing
 from benchmarks.deadline_sim import cases
 
 SIMULATED = "Simulated: applications that exist only as numbers, under the product's own policy code. Not Spark."
@@ -63,7 +64,7 @@ def _summary(rows: Sequence[cases.Row]) -> Summary:
         misses=len(misses),
         missed_percent=100 * len(misses) / len(rows),
         median_error_percent=100 * median(errors),
-        p95_error_percent=100 * (quantiles(errors, n=20)[-1] if len(errors) > 1 else errors[0]),
+        p95_error_percent=100 * (smoothing.percentile(errors, 95) or 0.0),
         worst_overrun_percent=100 * max(0.0, *(row.finish_s / row.deadline_s - 1 for row in rows), 0.0),
         granted_ratio=mean(row.granted_ratio for row in rows),
         peak_ratio=mean(row.peak_cores / row.slots for row in rows),

@@ -122,7 +122,20 @@ def test_figures_show_their_arithmetic(results: Results) -> None:
     assert found.median_percent == pytest.approx(2.0)
     assert found.p95_percent == pytest.approx(5.0)
     assert found.granted_ratio == pytest.approx(1.1)  # 60 core-s in 60 s need 1 core
+    # 1.1 cores and the driver's 5 core-s in 58.8, 59.4 and 63 s, where 65 core-s in 60 s need 1.083
+    assert found.with_driver_ratio == pytest.approx(1.0919, abs=0.0001)
     assert found.used_ratio == pytest.approx(1.1)
+
+
+def test_grants_are_told_with_and_without_the_driver(results: Results) -> None:
+    results.add([Key("ours_reserve", "aggregate", 1, 1.5)], outcome(60.0, driver_granted_core_s=20.0))
+    results.add([Key("fixed", "aggregate", 1, 1.5)], outcome(60.0, driver_granted_core_s=0.0))
+    told = [str(target) for target in report.targets(results.rows)]
+    # (60 + 20) core-s in 60 s of (60 + 5) core-s
+    both = "1.00 of the executors, 1.23 with the driver's grant and use"
+    assert f"met: mean granted cores ÷ (work ÷ deadline) at most 1.1: {both}" in told
+    column = report.HEADS.index("with driver")
+    assert {line[0]: line[column] for line in report.lines(results.rows)} == {"fixed": "-", "ours_reserve": "1.23"}
 
 
 def test_targets_say_by_how_much_they_are_missed(results: Results) -> None:
