@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from airflow.providers.apache.spark.hooks.spark_submit import SparkSubmitHook
 from airflow.sdk.exceptions import AirflowException, AirflowNotFoundException
 
 from airflow_mlscale import errors
-from airflow_mlscale.spark import cluster_run, follow, launch
+from airflow_mlscale.spark import access, cluster_run, follow, launch
 from airflow_mlscale.spark import run as runs
 from airflow_mlscale.spark.adapters import allocator as allocators
 from airflow_mlscale.spark.adapters import cluster, executor_count, install, master, profile_store, yarn
@@ -56,7 +55,7 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         self._install: install.Install | None = None
         self._started: Callable[[int], None] | None = None
         self._killed = False
-        self._remote: tuple[Ticket, cluster_run.Access] | None = None
+        self._remote: tuple[Ticket, access.Access] | None = None
         """What was submitted to the cluster, or taken up there again."""
         if self._is_kubernetes and self.in_cluster:  # the driver pod is followed, by us: spark-submit need not wait
             self._track_driver_via_k8s_api = True
@@ -177,8 +176,8 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         Raises:
             UnreachableError: the cluster does not answer; submitting now could make two of one.
         """
-        access = access_of(self.get_connection(self._conn_id))
-        with closing(cluster_run.remote(ticket, access)) as application:
+        known = access_of(self.get_connection(self._conn_id))
+        with closing(cluster_run.remote(ticket, known)) as application:
             found = ticket.application_id or application.find()
             if found is None:
                 return None
@@ -189,7 +188,7 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             if not resume or (status.state.over and status.state is not RemoteState.SUCCEEDED):
                 return None
             self.log.info("an earlier try has submitted %s: %s", found, status.reason)
-        self._remote = (ticket, access)
+        self._remote = (ticket, known)
         return ticket
 
     def follow(
@@ -206,7 +205,7 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         profile_key: str | None,
         allocator: str,
     ) -> runs.Request:
-        access = access_of(self.get_connection(self._conn_id))
+        known = access_of(self.get_connection(self._conn_id))
         return runs.Request(
             name=self._name,
             master_url=self.master,
@@ -219,9 +218,9 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             profile_folder=profile_store,
             profile_key=profile_key,
             allocator=allocator,
-            agent=access.agent,
-            agent_token=access.agent_token,
-            agents=access.agents,
+            agent=known.agent,
+            agent_token=known.agent_token,
+            agents=known.agents,
         )
 
     def submit_by_deadline(
@@ -259,9 +258,9 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
             # The guard asks all that descends from it to end, and makes them after the grace time.
             self._submit_sp.terminate()
         if self._remote is not None:
-            ticket, access = self._remote
+            ticket, known = self._remote
             ticket = ticket if self._driver_id is None else ticket.known_as(self._driver_id)
-            with suppress(errors.MlscaleError), closing(cluster_run.remote(ticket, access)) as application:
+            with suppress(errors.MlscaleError), closing(cluster_run.remote(ticket, known)) as application:
                 application.kill()
         super()._run_post_submit_commands()
 
@@ -327,28 +326,9 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         return self.get_connection(self._conn_id).extra_dejson.get("master_web_url") or None
 
 
-def access_of(connection: Any) -> cluster_run.Access:
-    """How the cluster and the host agents are reached, by a connection.
-
-    Raises:
-        InvalidInputError: ``agents`` is no JSON object of addresses.
-    """
-    extra = connection.extra_dejson
-    agents = extra.get("agents") or None
-    try:
-        agents = json.loads(agents) if isinstance(agents, str) else agents
-        if agents is not None and not all(isinstance(part, str) for pair in agents.items() for part in pair):
-            raise ValueError("not all names and addresses are strings")
-    except (ValueError, AttributeError) as exc:
-        fix = 'give a JSON object such as {"worker-1": "http://worker-1:8790"}'
-        raise errors.InvalidInputError("agents", extra["agents"], f"{fix} ({exc})") from exc
-    return cluster_run.Access(
-        agent=extra.get("agent") or None,
-        agent_token=extra.get("agent_token") or None,
-        agents=agents,
-        kube_config=extra.get("kube_config") or None,
-        user=extra.get("yarn_user") or None,
-    )
+def access_of(connection: Any) -> access.Access:
+    """How the cluster and the host agents are reached, by a connection; errors as in `access.from_extra`."""
+    return access.from_extra(connection.extra_dejson)
 
 
 def follower(
@@ -366,7 +346,7 @@ def follower(
         end_at: see `follow.Follower`, as is ``publish``.
         publish: for whoever shows the journal.
     """
-    access = access_of(connection)
+    known = access_of(connection)
     profile = profile_store.ProfileFiles(ticket.profile_folder).load(ticket.profile_key)
     if ticket.warm and profile is None:
         log.warning(
@@ -377,8 +357,8 @@ def follower(
         )
     return follow.Follower(
         ticket,
-        cluster_run.remote(ticket, access),
-        lambda: cluster_run.actuator(ticket, access),
+        cluster_run.remote(ticket, known),
+        lambda: cluster_run.actuator(ticket, known),
         profile,
         end_at=end_at,
         publish=publish,

@@ -12,7 +12,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from airflow_mlscale import errors
@@ -21,6 +21,7 @@ from airflow_mlscale.cpu.adapters import observe_only
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.spark import launch
 from airflow_mlscale.spark import run as runs
+from airflow_mlscale.spark.access import Access
 from airflow_mlscale.spark.adapters import (
     allocator,
     cluster,
@@ -40,20 +41,6 @@ from airflow_mlscale.spark.ticket import Ticket
 log = logging.getLogger(__name__)
 
 PYTHON = (".py", ".zip", ".egg")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Access:
-    """How the cluster and the host agents are reached. Holds secrets: it is made from the connection each time."""
-
-    agent: str | None = None
-    agent_token: str | None = field(default=None, repr=False)
-    agents: Mapping[str, str] | None = None
-    """Address of each worker host's agent."""
-    kube_config: str | None = None
-    """Path of a kubeconfig file."""
-    user: str | None = None
-    """As whom to ask YARN."""
 
 
 Start = Callable[[Mapping[str, str], Mapping[str, str]], str | None]
@@ -84,6 +71,7 @@ class ClusterRun:
         self.access = access
         self.manager = launch.manager(request.master_url)
         self._check(application, rm_url)
+        self._check_allocator()
         self.install = install.find()
         self.run_id = uuid.uuid4().hex[:12]
         self.namespace = namespace or "default"
@@ -164,6 +152,19 @@ class ClusterRun:
             )
         return found
 
+    def _check_allocator(self) -> None:
+        possible: tuple[str, ...] = allocator.NAMES
+        if self.manager is Manager.KUBERNETES:
+            possible = ("auto", allocator.KUBERNETES, allocator.OBSERVE_ONLY)
+        if self.manager is Manager.YARN:
+            possible = ("auto", "agent", allocator.OBSERVE_ONLY) if self.access.agents else ("auto", "observe-only")
+        if self.request.allocator not in possible:
+            agents = "" if self.access.agents else ", or name the agents of its hosts (agents in the connection)"
+            hint = agents if self.manager is Manager.YARN else ""
+            raise errors.InvalidInputError(
+                "allocator", self.request.allocator, f"on {self.manager} use {' or '.join(possible)}{hint}"
+            )
+
     def _check(self, application: str, rm_url: str | None) -> None:
         if self.manager is Manager.LOCAL:
             raise errors.InvalidInputError("deploy_mode", "cluster", "a local master has no cluster; use client")
@@ -174,12 +175,8 @@ class ClusterRun:
                 f"Spark runs no Python drivers on a standalone cluster ({application}); use deploy_mode='client', "
                 "or submit a JVM application (.jar)",
             )
-        if self.manager is Manager.YARN and not rm_url:
-            raise errors.InvalidInputError(
-                "yarn_resourcemanager_webapp_address",
-                rm_url,
-                "set it in the connection's extra field, such as http://rm:8088: progress is read through it",
-            )
+        if self.manager is Manager.YARN:
+            _known(rm_url)
 
     def _target(self) -> launch.Target:
         if self.manager is not Manager.STANDALONE:
@@ -190,7 +187,7 @@ class ClusterRun:
         if self.manager is not Manager.STANDALONE:
             return self.rm_url
         url = self.request.master_url
-        return self.request.web_url or cluster.web_url(url) or f"http://{master.addresses(url)[0][0]}:8080"
+        return self.request.web_url or cluster.web_url(url) or master.pages(url)
 
     def _submission(self, ui_port: int, opened: dict[str, float]) -> tuple[Mapping[str, str], Mapping[str, str]]:
         """Properties and environment of spark-submit; opens the groups that executors and driver enter."""
@@ -245,7 +242,7 @@ class ClusterRun:
             name=request.name,
             web_url=self._web_url(),
             namespace=self.namespace if self.manager is Manager.KUBERNETES else None,
-            ui_port=int(request.properties.get("spark.ui.port") or ui_port),
+            ui_port=launch.whole(request.properties, "spark.ui.port", ui_port, least=0),
             promise=request.promise,
             settings=request.settings,
             profile_folder=request.profile_folder,
@@ -281,6 +278,59 @@ def remote(ticket: Ticket, access: Access) -> RemoteApplication:
     )
 
 
+def page(ticket: Ticket) -> str | None:
+    """Address of the driver's web page, for people, as far as the submission tells: on YARN."""
+    on_yarn = ticket.manager is Manager.YARN and ticket.application_id
+    return yarn.page(str(ticket.web_url), str(ticket.application_id)) if on_yarn else None
+
+
+def greet(
+    master_url: str, access: Access, *, pages: str | None, namespace: str | None, rm_url: str | None
+) -> tuple[bool, str]:
+    """Ask a cluster whether it could be used; says so, and what it answers.
+
+    Args:
+        master_url: of the cluster.
+        access: to it.
+        pages: of a standalone cluster's masters.
+        namespace: on Kubernetes.
+        rm_url: the ResourceManager's web address, on YARN.
+
+    Raises:
+        InvalidInputError: an address is missing or malformed.
+        UnreachableError: it does not answer.
+    """
+    match launch.manager(master_url):
+        case Manager.LOCAL:
+            return True, f"{master_url} runs in the driver; there is no master to ask"
+        case Manager.YARN:
+            with contextlib.closing(yarn.YarnApplication(_known(rm_url), run="", user=access.user)) as manager:
+                return True, manager.ask()
+        case Manager.KUBERNETES:
+            api = kubernetes.core_api(kubernetes.configuration(master_url, config_file=access.kube_config))
+            with contextlib.closing(
+                kubernetes.KubernetesApplication(api, namespace=namespace or "default", run="")
+            ) as server:
+                return True, server.ask()
+    master.ping(master_url)
+    try:
+        state = master.state(str(pages))
+    except errors.UnreachableError as exc:
+        return True, f"The Spark master at {master_url} answers. {exc}"
+    workers = f"{len(state.workers)} worker(s) with {state.cores} cores"
+    return bool(state.workers), f"The Spark master at {master_url} is {state.status} and has {workers}"
+
+
+def _known(rm_url: str | None) -> str:
+    if not rm_url:
+        raise errors.InvalidInputError(
+            "yarn_resourcemanager_webapp_address",
+            rm_url,
+            "set it in the connection's extra field, such as http://rm:8088: progress is read through it",
+        )
+    return rm_url
+
+
 def actuator(ticket: Ticket, access: Access, *, partly: bool = True) -> ports.CpuPort:
     """The CPU port that reaches the executors of a ticket.
 
@@ -293,16 +343,13 @@ def actuator(ticket: Ticket, access: Access, *, partly: bool = True) -> ports.Cp
         UnreachableError: a named agent does not answer.
         InvalidInputError: the allocator that was asked for is not to be had.
     """
+    watched = observe_only.ObserveOnlyPort(host_cores=ticket.slots)
+    if ticket.allocator == allocator.OBSERVE_ONLY and not ticket.here:
+        return watched
     if ticket.manager is Manager.KUBERNETES:
-        resized = ticket.allocator in (allocator.KUBERNETES, "auto")
-        return _pods(ticket, access) if resized else observe_only.ObserveOnlyPort()
-    if ticket.manager is Manager.YARN and not (access.agents or access.agent):
-        log.warning(
-            "no host agents are named for the NodeManagers of %s (agents in the connection's extra field): "
-            "the deadline is only watched",
-            ticket.web_url,
-        )
-        return observe_only.ObserveOnlyPort()
+        return _pods(ticket, access)
+    if not allocator.reaches(ticket.allocator, here=ticket.here, agents=access.agents, application=ticket.name):
+        return watched
     if ticket.here and ticket.host != socket.gethostname() and not (access.agents or access.agent):
         log.warning(
             "the executors of %s run on %s, where this host's CPU groups do not reach: name its agent in the "
@@ -310,7 +357,7 @@ def actuator(ticket: Ticket, access: Access, *, partly: bool = True) -> ports.Cp
             ticket.name,
             ticket.host,
         )
-        return observe_only.ObserveOnlyPort()
+        return watched
     return allocator.find(
         ticket.allocator, address=access.agent, token=access.agent_token, agents=access.agents, partly=partly
     )

@@ -102,6 +102,11 @@ class Follower:
             self.journal.close()
             self.application.close()
 
+    @property
+    def ui_url(self) -> str | None:
+        """Address of the driver's web page, for people; None until it is known."""
+        return self.application.page
+
     def look(self) -> Observation | None:
         """What is known of the application now."""
         return self.controller.look() if self.controller else None

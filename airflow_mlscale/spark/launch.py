@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from airflow_mlscale import errors
 from airflow_mlscale.cpu import pods
 from airflow_mlscale.spark.adapters import cluster, kubernetes, master, rest, yarn
 from airflow_mlscale.spark.adapters.install import Install
+
+log = logging.getLogger(__name__)
 
 LOOPBACK = "127.0.0.1"
 REQUEST = "spark.kubernetes.executor.request.cores"
@@ -95,30 +98,61 @@ def target(url: str, *, web_url: str | None, host_cores: float) -> Target:
             "deploy_mode", "client", f"on {url} deadlines are kept in cluster mode; use deploy_mode='cluster'"
         )
     master.ping(url)
-    host = master.addresses(url)[0][0]
     here = all(_is_loopback(host) for host, _ in master.addresses(url))
     try:
-        found = master.state(web_url or cluster.web_url(url) or f"http://{host}:8080")
+        found = master.state(web_url or cluster.web_url(url) or master.pages(url))
     except errors.UnreachableError:
         if web_url:
             raise
         return Target(url=url, cores=0, worker_cores=0, here=here)
+    tell_of_taken(url, found)
     largest = max((worker.cores for worker in found.workers), default=0)
     return Target(url=url, cores=found.cores, worker_cores=largest, here=here or found.is_local)
 
 
+def tell_of_taken(url: str, found: master.Master) -> None:
+    """Say so when other applications have cores of a standalone cluster: it lets later ones wait, without a word."""
+    if found.cores and not found.free_cores:
+        log.warning(
+            "none of the %d cores of %s is free: the application waits for others to end, while its deadline draws "
+            "nearer. Spark gives all cores to the first one unless total_executor_cores (spark.cores.max) limits it",
+            found.cores,
+            url,
+        )
+    elif found.free_cores < found.cores:
+        log.info("%d of the %d cores of %s are free, others have the rest", found.free_cores, found.cores, url)
+
+
 def elastic_target(url: str, given: Mapping[str, str]) -> Target:
     """Where an application on Kubernetes or YARN will run: as many executors as it asks for."""
-    cores = int(given.get("spark.executor.cores") or 1)
-    count = int(given.get("spark.executor.instances") or 2)
+    cores = whole(given, "spark.executor.cores", 1)
+    count = whole(given, "spark.executor.instances", 2)
     if given.get("spark.dynamicAllocation.enabled", "").lower() == "true":
-        count = int(given.get("spark.dynamicAllocation.maxExecutors") or count)
+        count = whole(given, "spark.dynamicAllocation.maxExecutors", count)
     return Target(url=url, cores=cores * count, worker_cores=cores, here=False)
 
 
 def driver_cores(given: Mapping[str, str]) -> int:
     """Cores of the cluster that a driver in it takes."""
-    return int(given.get("spark.driver.cores") or 1)
+    return whole(given, "spark.driver.cores", 1)
+
+
+def whole(given: Mapping[str, str], name: str, default: int, *, least: int = 1) -> int:
+    """A Spark property that is a whole number.
+
+    Raises:
+        InvalidInputError: it is something else, or less than ``least``.
+    """
+    value = given.get(name)
+    if value is None or not str(value).strip():
+        return default
+    try:
+        found = int(value)
+    except ValueError:
+        found = least - 1
+    if found < least:
+        raise errors.InvalidInputError(name, value, f"give a whole number of at least {least}")
+    return found
 
 
 def kubernetes_properties(
@@ -182,7 +216,7 @@ def properties(
     if where.local_mode:
         return ours
     ours |= {f"spark.executorEnv.{name}": value for name, value in entry_env.items()}
-    return ours | _sized(given, int(given.get("spark.executor.cores") or where.worker_cores))
+    return ours | _sized(given, whole(given, "spark.executor.cores", where.worker_cores))
 
 
 def _observed(run: str) -> dict[str, str]:

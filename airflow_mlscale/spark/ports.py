@@ -76,6 +76,10 @@ class RemoteStatus:
 class RemoteApplication(Protocol):
     """A submitted application whose driver runs in the cluster. Calls block for seconds at most."""
 
+    @property
+    def page(self) -> str | None:
+        """Address of the driver's web page, for people; None where there is none, or it is not known (yet)."""
+
     def find(self) -> str | None:
         """Its id in the cluster; None when the cluster does not know the run.
 

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from airflow_mlscale import errors
+from airflow_mlscale.cpu.adapters import observe_only
 from airflow_mlscale.cpu.ports import CpuPort
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal
@@ -76,7 +77,9 @@ class DeadlineRun:
         self.cpu: CpuPort = allocator.find(
             request.allocator, address=request.agent, token=request.agent_token, agents=request.agents
         )
-        self.target = launch.target(request.master_url, web_url=request.web_url, host_cores=self.cpu.host_cores)
+        self.target = where = launch.target(request.master_url, web_url=request.web_url, host_cores=self.cpu.host_cores)
+        if not allocator.reaches(request.allocator, here=where.here, agents=request.agents, application=request.name):
+            self.cpu = observe_only.ObserveOnlyPort(host_cores=where.cores or None)
         self.store = profile_store.ProfileFiles(request.profile_folder)
         self.key = request.profile_key or request.name
         self.profile = self.store.load(self.key)
@@ -219,23 +222,17 @@ class DeadlineRun:
         """Shares of this application as a number of its executors."""
         given = self.request.properties
         executor_count.check(local_mode=self.target.local_mode, given=given)
-        cores = int(given.get("spark.executor.cores", 1))
+        cores = launch.whole(given, "spark.executor.cores", 1)
         most = min(int(self.slots) // cores, ceil(self.full_cores / cores))
         settings = executor_count.CountSettings(executor_cores=cores, most=max(1, most))
         return executor_count.ExecutorCountPort(meter, settings, group=group_name(self.request.name, self.run_id))
 
-    def _finder(self, group: str, driver_url: str) -> Finder:
+    def _finder(self, group: str, driver_url: str) -> Finder | None:
         if self.target.local_mode:
             return executors.OneProcess()
         if finder := executors.spread(self.cpu, group, executors.over_http(driver_url)):
             return finder
-        if not self.target.here:
-            log.warning(
-                "the executors of %s run on other hosts, where this host's CPU groups do not reach: "
-                "the deadline is only watched",
-                self.target.url,
-            )
-        return executors.LocalExecutors()
+        return executors.LocalExecutors() if self.target.here else None  # a part of them would be a wrong meter
 
     def _learn(self) -> None:
         plan = self.controller.learned(ended_at=self._ended_at) if self.controller and self._ended_at else None

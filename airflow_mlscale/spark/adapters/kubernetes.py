@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,8 +27,8 @@ _PHASES = {
 def configuration(master_url: str, *, config_file: str | None = None) -> Any:
     """`kubernetes.client.Configuration` for a Spark master ``k8s://…``.
 
-    Credentials come from ``config_file``, else from the pod this runs in, else from ``~/.kube/config``; the
-    address is always the master's, as for spark-submit.
+    Credentials come from ``config_file``, else from ``$KUBECONFIG`` or ``~/.kube/config``, else from the pod this
+    runs in; the address is always the master's, as for spark-submit.
 
     Raises:
         InvalidInputError: the client is missing, or the file cannot be read.
@@ -84,6 +85,10 @@ class KubernetesApplication:
         self._timeout_s = timeout_s
         self._pod: str | None = None
 
+    @property
+    def page(self) -> None:
+        """The API server's proxy asks for credentials that a browser does not have."""
+
     def find(self) -> str | None:
         pod = self._driver_pod()
         return None if pod is None else f"{self.namespace}:{pod.metadata.name}"
@@ -119,7 +124,7 @@ class KubernetesApplication:
                 raise KeyError(path)
             if answer.status >= 400:
                 raise ValueError(f"HTTP {answer.status} through the API server; its role needs get on pods/proxy")
-            return answer.json()
+            return json.loads(answer.data)
 
     def kill(self) -> None:
         if self._pod is None and self.find() is None:
@@ -129,6 +134,19 @@ class KubernetesApplication:
 
     def close(self) -> None:
         self._api.api_client.rest_client.pool_manager.clear()
+
+    def ask(self) -> str:
+        """Version of Kubernetes itself, for people; asked for with the credentials that applications are read with.
+
+        Raises:
+            UnreachableError: it does not answer, or refuses them.
+        """
+        from kubernetes import client
+
+        with self._reached("Kubernetes"):
+            version = client.VersionApi(self._api.api_client).get_code(_request_timeout=self._timeout_s)
+            self._api.list_namespaced_pod(self.namespace, limit=1, _request_timeout=self._timeout_s)
+        return f"Kubernetes {version.git_version} at {self._api.api_client.configuration.host} lets pods be read"
 
     def _driver_pod(self) -> Any:
         with self._reached("Kubernetes"):

@@ -24,6 +24,8 @@ class Worker:
 
     host: str
     cores: int
+    free_cores: int
+    """Those that no application has."""
     memory_mib: int
 
 
@@ -47,10 +49,22 @@ class Master:
     """Those alive."""
     drivers: tuple[Driver, ...] = ()
     """Of cluster mode; of those that ended the last 200."""
+    web_url: str = ""
+    """Whose page this is."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether it knows the cluster: one in standby, or just come back, does not (yet)."""
+        return self.status == "ALIVE"
 
     @property
     def cores(self) -> int:
         return sum(worker.cores for worker in self.workers)
+
+    @property
+    def free_cores(self) -> int:
+        """Cores that no application has: the first one takes all that it may."""
+        return sum(worker.free_cores for worker in self.workers)
 
     @property
     def is_local(self) -> bool:
@@ -104,22 +118,49 @@ def ping(master_url: str, *, timeout_s: float = 5.0) -> None:
     )
 
 
+def pages(master_url: str) -> str:
+    """Where the web pages of the masters at an address are by default, with commas between them."""
+    return ",".join(f"http://{f'[{host}]' if ':' in host else host}:8080" for host, _ in addresses(master_url))
+
+
 def state(web_url: str, *, timeout_s: float = 5.0) -> Master:
-    """The master's state from its web page.
+    """The master's state from its web page; of several pages (commas between them) that of the master that leads.
 
     Raises:
-        UnreachableError: the page does not answer, or is not a master's.
+        UnreachableError: no page answers, or none is a master's.
     """
+    found: Master | None = None
+    away: errors.UnreachableError | None = None
+    for page in web_url.split(","):
+        try:
+            asked = _state(page.strip(), timeout_s)
+        except errors.UnreachableError as exc:
+            away = away or exc
+            continue
+        if asked.leads:
+            return asked
+        found = found or asked
+    if found is None:
+        raise away or errors.UnreachableError("the Spark master's web page", web_url, "it has no address")
+    return found
+
+
+def _state(web_url: str, timeout_s: float) -> Master:
     try:
         reply = httpx.get(f"{web_url.rstrip('/')}/json/", timeout=timeout_s, follow_redirects=True, trust_env=False)
         reply.raise_for_status()
         page = reply.json()
         workers = tuple(
-            Worker(host=worker["host"], cores=int(worker["cores"]), memory_mib=int(worker["memory"]))
+            Worker(
+                host=worker["host"],
+                cores=int(worker["cores"]),
+                free_cores=int(worker.get("coresfree", worker["cores"])),
+                memory_mib=int(worker["memory"]),
+            )
             for worker in page["workers"]
             if worker["state"] == "ALIVE"
         )
-        return Master(status=str(page["status"]), workers=workers, drivers=_drivers(page))
+        return Master(status=str(page["status"]), workers=workers, drivers=_drivers(page), web_url=web_url)
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as exc:
         raise errors.UnreachableError(
             "the Spark master's web page", web_url, "set its address in the connection's extra field master_web_url"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -22,6 +23,7 @@ _STATES = {
     "ERROR": RemoteState.FAILED,
 }
 _TOKEN = re.compile(r'name="csrfToken"\s+value="([^"]+)"')
+_API = "/api/v1"
 _PORTS_TRIED = 17
 """A driver whose port is taken tries the next ones (`spark.port.maxRetries`)."""
 
@@ -33,13 +35,13 @@ class StandaloneApplication:
         """Follow one driver.
 
         Args:
-            web_url: the master's web page.
+            web_url: the master's web page; of several masters all, with commas between them.
             driver_id: as spark-submit told it; None when that is not known.
             run: value of `rest.RUN_PROPERTY`.
             ui_port: first port that the driver's web page tries.
             timeout_s: for one request.
         """
-        self.web_url = web_url.rstrip("/")
+        self.web_url = web_url
         self.driver_id = driver_id
         self.run = run
         self.ui_port = ui_port
@@ -47,7 +49,14 @@ class StandaloneApplication:
         """Address of the driver's REST API, once it was found."""
         self._client = httpx.Client(timeout=timeout_s, trust_env=False)
 
+    @property
+    def page(self) -> str | None:
+        return self._api and self._api.removesuffix(_API)
+
     def find(self) -> str | None:
+        """The driver's id; where spark-submit did not tell it, that of the driver that answers as this run."""
+        if self.driver_id is None and self.ui_port:
+            self._search()
         return self.driver_id if self._row() else None
 
     def status(self) -> RemoteStatus:
@@ -61,7 +70,7 @@ class StandaloneApplication:
         return RemoteStatus(state=state, reason=f"the master says {row.state} of {row.driver_id}{where}{hint}")
 
     def driver(self, path: str) -> Any:
-        self._api = self._api or self._located()
+        self._api = self._api or self._located(self._row())
         try:
             return self._json(f"{self._api}{path}")
         except httpx.HTTPError as exc:
@@ -71,48 +80,65 @@ class StandaloneApplication:
             raise errors.UnreachableError("the Spark driver", address, str(exc)) from exc
 
     def kill(self) -> None:
-        if self.driver_id is None:
+        if self.find() is None:
             return
+        web_url = self._master().web_url.rstrip("/")
         try:
-            form = {"id": self.driver_id, "terminate": "true", **self._token()}
-            answer = self._client.post(f"{self.web_url}/driver/kill/", data=form)
+            form = {"id": self.driver_id, "terminate": "true", **self._token(web_url)}
+            answer = self._client.post(f"{web_url}/driver/kill/", data=form)
         except httpx.HTTPError as exc:
-            raise errors.UnreachableError("the Spark master's web page", self.web_url, str(exc)) from exc
+            raise errors.UnreachableError("the Spark master's web page", web_url, str(exc)) from exc
         if answer.status_code >= 400 and self._runs():
             raise errors.UnreachableError(
                 "the Spark master's web page",
-                self.web_url,
+                web_url,
                 f"it refuses to end {self.driver_id} (HTTP {answer.status_code}); set spark.ui.killEnabled=true there",
             )
 
     def close(self) -> None:
         self._client.close()
 
-    def _token(self) -> dict[str, str]:
+    def _token(self, web_url: str) -> dict[str, str]:
         """What the page's own buttons send along (from Spark 4.3 on), and the page of another site could not know."""
-        page = self._client.get(self.web_url, follow_redirects=True)
+        page = self._client.get(web_url, follow_redirects=True)
         found = _TOKEN.search(page.text)
         return {"csrfToken": found[1]} if found else {}
 
     def _runs(self) -> bool:
         return not self.status().state.over
 
-    def _row(self) -> master.Driver | None:
-        drivers = master.state(self.web_url).drivers
-        return next((row for row in drivers if row.driver_id == self.driver_id), None)
+    def _master(self) -> master.Master:
+        return master.state(self.web_url)
 
-    def _located(self) -> str:
-        """The driver's API, on its worker's host: the first port from ours on at which this run answers."""
-        row = self._row()
+    def _row(self) -> master.Driver | None:
+        found = self._master()
+        row = next((row for row in found.drivers if row.driver_id == self.driver_id), None)
+        if row is None and self.driver_id is not None and not found.leads:
+            raise errors.UnreachableError(
+                "the leading Spark master",
+                self.web_url,
+                f"it is {found.status}; name the pages of all masters in the connection's extra field master_web_url",
+            )
+        return row
+
+    def _search(self) -> None:
+        """Look for the driver among those that run."""
+        for row in self._master().drivers:
+            with suppress(errors.UnreachableError):
+                self._api, self.driver_id = self._located(row), row.driver_id
+                return
+
+    def _located(self, row: master.Driver | None) -> str:
+        """The API of a driver, on its worker's host: the first port from ours on at which this run answers."""
         if row is None or row.host is None or row.state != "RUNNING":
             raise errors.UnreachableError("the Spark driver", self.driver_id or "?", "it does not run yet")
         host = f"[{row.host}]" if ":" in row.host else row.host
         for port in range(self.ui_port, self.ui_port + _PORTS_TRIED):
-            address = f"http://{host}:{port}/api/v1"
+            address = f"http://{host}:{port}{_API}"
             try:
                 if self._is_ours(address):
                     return address
-            except httpx.ConnectError:  # ports are taken one after the other: ours is not there yet
+            except (httpx.ConnectError, httpx.ConnectTimeout):  # ports are taken one after the other: not there yet
                 break
             except (httpx.HTTPError, ValueError, KeyError, TypeError):  # something else listens there
                 continue

@@ -16,6 +16,16 @@ TAG = "mlscale-"
 _WAITING = ("NEW", "NEW_SAVING", "SUBMITTED", "ACCEPTED")
 
 
+def address(rm_url: str) -> str:
+    """The ResourceManager's web address, as people write it, in full."""
+    return (rm_url if "://" in rm_url else f"http://{rm_url}").rstrip("/")
+
+
+def page(rm_url: str, application_id: str) -> str:
+    """Where the ResourceManager shows the driver's web page, and after its end its own."""
+    return f"{address(rm_url)}/proxy/{application_id}/"
+
+
 class YarnApplication:
     """`RemoteApplication` by application tag."""
 
@@ -28,7 +38,7 @@ class YarnApplication:
             user: as whom to ask, where the ResourceManager has simple authentication.
             timeout_s: for one request.
         """
-        self.rm_url = (rm_url if "://" in rm_url else f"http://{rm_url}").rstrip("/")
+        self.rm_url = address(rm_url)
         self.run = run
         self._application_id: str | None = None
         self._client = httpx.Client(
@@ -37,6 +47,10 @@ class YarnApplication:
             follow_redirects=True,  # a proxy server of its own, or the active one of two ResourceManagers
             params={"user.name": user} if user else {},
         )
+
+    @property
+    def page(self) -> str | None:
+        return self._application_id and page(self.rm_url, self._application_id)
 
     def find(self) -> str | None:
         row = self._row()
@@ -69,6 +83,18 @@ class YarnApplication:
 
     def close(self) -> None:
         self._client.close()
+
+    def ask(self) -> str:
+        """Version and state of YARN itself, for people.
+
+        Raises:
+            UnreachableError: it does not answer, or something else than a ResourceManager does.
+        """
+        try:
+            found = self._ask("YARN", "GET", "/ws/v1/cluster/info")["clusterInfo"]
+            return f"YARN {found['resourceManagerVersion']} at {self.rm_url} is {found['state']}"
+        except (KeyError, TypeError) as exc:
+            raise errors.UnreachableError("YARN", self.rm_url, "something else answers there") from exc
 
     def _row(self) -> Mapping[str, Any] | None:
         """The application; of several tries of one run the latest."""
