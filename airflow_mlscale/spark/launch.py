@@ -95,7 +95,9 @@ def target(url: str, *, web_url: str | None, host_cores: float) -> Target:
         return Target(url=url, cores=slots, worker_cores=slots, here=True)
     if kind is not Manager.STANDALONE:
         raise errors.InvalidInputError(
-            "deploy_mode", "client", f"on {url} deadlines are kept in cluster mode; use deploy_mode='cluster'"
+            "deploy_mode",
+            "client",
+            f"the default, is not for {url}: deadlines are kept there in cluster mode; use deploy_mode='cluster'",
         )
     master.ping(url)
     here = all(_is_loopback(host) for host, _ in master.addresses(url))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import socket
 import subprocess
@@ -18,6 +20,7 @@ from airflow_mlscale.runtime.journal import Journal
 from airflow_mlscale.spark import launch, settings, summary
 from airflow_mlscale.spark.adapters import cluster, entry, install, master
 from airflow_mlscale.spark.model import Mode, Promise
+from tests.fakes import submission
 
 SHOW_ARGUMENTS = '#!/bin/bash\nprintf "%s\\n" "$@"\n'
 
@@ -199,6 +202,28 @@ def test_other_cluster_managers_are_refused(url: str, fix: str) -> None:
 def test_a_malformed_master_address_is_refused(url: str) -> None:
     with pytest.raises(errors.InvalidInputError, match="use spark://HOST:PORT"):
         master.addresses(url)
+
+
+@pytest.mark.parametrize(
+    ("free", "said"),
+    [
+        (2, ""),
+        (1, "3 of the 4 cores of spark://m:7077 are free"),
+        (0, "none of the 4 cores of spark://m:7077 is free"),
+        (None, ""),
+    ],
+)
+def test_cores_that_other_applications_have_are_told(
+    free: int | None, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="airflow_mlscale")
+    worker = {"id": "w", "host": "10.0.0.1", "cores": 2, "memory": 1024, "state": "ALIVE"}
+    workers = [worker, worker] if free is None else [{**worker, "coresfree": free}, {**worker, "coresfree": free and 2}]
+    page = {"status": "ALIVE", "workers": workers, "activedrivers": [], "completeddrivers": []}
+    with submission.http_server(lambda *_: (200, json.dumps(page).encode())) as url:
+        launch.tell_of_taken("spark://m:7077", master.state(url))
+    assert said in caplog.text
+    assert bool(said) == bool(caplog.records)
 
 
 def test_several_masters_are_several_addresses() -> None:
