@@ -89,6 +89,16 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "client or cluster: where drivers run unless a task says otherwise",
                         "schema": {"type": ["string", "null"], "default": ""},
                     },
+                    "namespace": {
+                        "label": "Kubernetes namespace",
+                        "description": "Of driver and executors; empty is default",
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
+                    "queue": {
+                        "label": "YARN queue",
+                        "description": "Unless a task names one",
+                        "schema": {"type": ["string", "null"], "default": ""},
+                    },
                     "agents": {
                         "label": "Agents of several hosts",
                         "description": 'JSON object by worker host, such as {"worker-1": "http://worker-1:8790"}',
