@@ -195,7 +195,9 @@ def test_a_user_who_ends_a_deferred_task_ends_its_application(jar: str, tmp_path
     processes.wait_until(lambda: groups_of(trigger.submission) == {}, what="the end of its CPU groups", timeout_s=30)
 
 
-def test_a_failing_application_fails_its_task_and_a_retry_submits_anew(jar: str, tmp_path: Path, master: str) -> None:
+def test_a_failing_application_fails_its_task_and_leaves_nothing_to_take_up(
+    jar: str, tmp_path: Path, master: str
+) -> None:
     store = spark_task.Store()
     task = operator(jar, tmp_path, name="fails", application_args=["no-number", 1], deferrable=False)
     with pytest.raises(errors.SparkJobFailedError, match="the master says FAILED of driver-"):
