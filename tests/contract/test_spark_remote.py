@@ -212,6 +212,10 @@ def test_on_yarn_the_trigger_reads_the_driver_through_the_resource_manager(
         task = operator(tmp_path, conf={"spark.yarn.tags": "mine"}, env_vars={"COLOUR": "blue"})
         trigger = deferred(task, store)
     assert trigger.submission["application_id"] == "application_1_0001"
+    assert task.pages == {
+        "mlscale_spark_ui": f"{manager.url}/proxy/application_1_0001/",
+        "mlscale_spark_master": manager.url,
+    }
 
     event = asyncio.run(asyncio.wait_for(spark_trigger.first_event(trigger), 60))
     assert event["state"] == "succeeded"
@@ -272,3 +276,52 @@ def test_what_cannot_work_is_refused_before_anything_is_submitted(
     connect(monkeypatch, **connection)
     with pytest.raises(AirflowFailException, match=message):
         operator(tmp_path).execute(spark_task.context())
+
+
+YARN = {"host": "yarn", "extra": {"yarn_resourcemanager_webapp_address": "http://rm:8088"}}
+
+
+@pytest.mark.parametrize(
+    ("allocator", "connection", "message"),
+    [
+        ("cgroup-v1", {"host": "k8s://h", "port": 443}, "on kubernetes use auto or kubernetes or observe-only"),
+        ("agent", {"host": "k8s://h", "port": 443}, "on kubernetes use auto or kubernetes or observe-only"),
+        ("kubernetes", YARN, "on yarn use auto or observe-only, or name the agents"),
+        ("agent", YARN, "on yarn use auto or observe-only, or name the agents"),
+    ],
+)
+def test_an_allocator_that_cannot_reach_the_executors_is_refused_by_name(
+    allocator: str, connection: dict[str, object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.sdk.exceptions import AirflowFailException
+
+    connect(monkeypatch, **connection)
+    with pytest.raises(AirflowFailException, match=f"allocator='{allocator}': {message}"):
+        operator(tmp_path, allocator=allocator).execute(spark_task.context())
+
+
+def test_the_button_of_a_connection_asks_yarn(manager: FakeYarn, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
+
+    connect(monkeypatch, host="yarn", extra={"yarn_resourcemanager_webapp_address": manager.url})
+    hook = DeadlineSparkSubmitHook()
+    assert hook.test_connection() == (True, f"YARN 3.4.1 at {manager.url} is STARTED")
+    manager.down = True
+    assert hook.test_connection()[0] is False
+    connect(monkeypatch, host="yarn")
+    good, told = DeadlineSparkSubmitHook().test_connection()
+    assert not good
+    assert "set it in the connection" in told
+
+
+def test_the_button_of_a_connection_asks_kubernetes(cluster: FakeKubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
+    from tests.fakes.kubernetes_api import Failure
+
+    connect(monkeypatch, host="k8s://http://127.0.0.1", port=int(cluster.url.rpartition(":")[2]))
+    hook = DeadlineSparkSubmitHook()
+    assert hook.test_connection() == (True, f"Kubernetes v1.35.0 at {cluster.url} lets pods be read")
+    cluster.failures.append(Failure("GET", "/pods", 403))
+    good, told = hook.test_connection()
+    assert not good
+    assert "needs get and list on pods" in told

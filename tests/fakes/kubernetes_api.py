@@ -124,6 +124,9 @@ class FakeKubernetes:
             return self._route(method, url.path, parse_qs(url.query), body, kind)
 
     def _route(self, method: str, path: str, query: Mapping[str, list[str]], body: Any, kind: str) -> Answer:
+        if path == "/version/":
+            fields = ("buildDate", "compiler", "gitCommit", "gitTreeState", "goVersion", "major", "minor", "platform")
+            return 200, {"gitVersion": "v1.35.0", **dict.fromkeys(fields, "")}
         if path == "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews":
             return 201, {**body, "status": {"allowed": self.permitted}}
         if found := re.fullmatch(r"/apis/metrics\.k8s\.io/v1beta1/namespaces/([^/]+)/pods", path):

@@ -20,6 +20,8 @@ class FakeMaster:
     drivers: dict[str, str] = field(default_factory=dict)
     """State of each driver, by its id."""
     killed: list[str] = field(default_factory=list)
+    host: str = "127.0.0.1"
+    """Of its worker."""
     down: bool = False
     """Answer nothing but errors."""
 
@@ -37,7 +39,7 @@ class FakeMaster:
 
     def _page(self) -> dict[str, object]:
         rows = [{"id": name, "state": state, "worker": "worker-1"} for name, state in self.drivers.items()]
-        worker = {"id": "worker-1", "host": "127.0.0.1", "cores": 2, "memory": 1024, "state": "ALIVE"}
+        worker = {"id": "worker-1", "host": self.host, "cores": 2, "memory": 1024, "state": "ALIVE"}
         standby = self.status == "STANDBY"
         return {
             "status": self.status,

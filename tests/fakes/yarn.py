@@ -54,6 +54,8 @@ class FakeYarn:
 
     def _route(self, method: str, url: SplitResult, body: Any) -> Any:
         path, query = url.path, parse_qs(url.query)
+        if path == "/ws/v1/cluster/info":
+            return {"clusterInfo": {"state": "STARTED", "resourceManagerVersion": "3.4.1"}}
         if path == "/ws/v1/cluster/apps":
             (tag,) = query["applicationTags"]
             rows = [app for app in self.apps.values() if tag in app["applicationTags"].split(",")]
