@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -17,7 +18,7 @@ from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.spark.beside import Beside
 from airflow_mlscale.spark.controller import DeadlineController, Job
-from airflow_mlscale.spark.model import Mode, Outlook, Profile, Promise
+from airflow_mlscale.spark.model import Mode, Outlook, Profile, Promise, StageStatus
 from airflow_mlscale.spark.settings import DeadlineSettings
 from tests.fakes import cpu_agent
 from tests.fakes.clock import FakeClock
@@ -275,3 +276,13 @@ def test_a_run_by_a_steady_clock_teaches_its_plan() -> None:
     steps = Steps(FakeCpu())
     steps.take(20)
     assert steps.control.learned(ended_at=steps.clock.now()) is not None
+
+
+def test_stages_that_were_never_submitted_teach_nothing() -> None:
+    steps = Steps(FakeCpu())
+    steps.take(20)
+    reading = steps.control.latest
+    assert reading is not None
+    waiting = replace(reading.stages[0], status=StageStatus.PENDING, submitted_at=None, completed_at=None)
+    steps.control.latest = replace(reading, stages=(waiting,))
+    assert steps.control.learned(ended_at=steps.clock.now()) is None  # a plan of no stages would promise an end at once
