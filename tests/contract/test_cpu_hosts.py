@@ -17,6 +17,7 @@ from airflow_mlscale import errors
 from airflow_mlscale.cpu import agent as agents
 from airflow_mlscale.cpu import detect, parts, ports
 from airflow_mlscale.cpu.adapters import hosts, lease_client, process_table
+from airflow_mlscale.spark.adapters import executors
 from tests.fakes import clock as fake_clock
 from tests.fakes import cpu as fake_cpu
 from tests.fakes import cpu_agent
@@ -217,6 +218,30 @@ def test_processes_enter_by_the_words_of_their_command_line(farm: Farm, sleepers
         [info] = farm.backends[name].groups()
         assert set(info.members) == {sleepers[host], sleepers[f"{host}'s child"]}
     assert farm.port.admit_matching("job", {"one": (MARK, "10.0.0.3-host")}) == {"one": 0}
+
+
+@pytest.mark.parametrize("main_class", [executors.MAIN_CLASS, executors.YARN_MAIN_CLASS])
+def test_executors_enter_by_their_own_hosts_agent_and_draw_the_share(farm: Farm, main_class: str) -> None:
+    """Their command lines as Spark and YARN write them; no engine runs here."""
+    application = "application_1700000000000_0001"
+
+    def ask(path: str) -> object:
+        assert path == f"/applications/{application}/executors"
+        row = {"id": "1", "hostPort": "two:40001", "totalCores": 2, "activeTasks": 2, "isActive": True}
+        return [row, {**row, "id": "driver", "hostPort": "one:40000"}]
+
+    words = [main_class, "--executor-id", "1", "--hostname", "two", "--cores", "2", "--app-id", application]
+    with subprocess.Popen([sys.executable, "-c", "input()", *words], stdin=subprocess.PIPE) as executor:
+        try:
+            finder = executors.spread(farm.port, "job", ask)
+            assert finder is not None
+            assert finder.find(application) == frozenset()  # nobody is left for the controller to admit
+            assert [info.members for info in farm.backends["two"].groups()] == [(executor.pid,)]
+            assert [info.members for info in farm.backends["one"].groups()] == [()]
+        finally:
+            executor.kill()
+    apply(farm, 1.0)
+    assert farm.guaranteed()["two"] == 1.0  # all of it: no task runs on the other
 
 
 @pytest.mark.parametrize(
