@@ -85,34 +85,44 @@ def profiled(folder: Path) -> None:
     profile_store.ProfileFiles(str(folder)).save(Profile(key=KEY, plans=(plan,)))
 
 
-def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the_api_server(
-    cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drivers: list[FakeDriver] = []
+class KubernetesJob:
+    """What spark-submit makes in the cluster: a driver pod, and one executor with the CPU that was asked for."""
 
-    def proxied(pod: str, path: str) -> tuple[int, Any]:
+    def __init__(self, cluster: FakeKubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cluster = cluster
+        self.drivers: list[FakeDriver] = []
+        cluster.proxied = self.proxied
+        connect(monkeypatch, host="k8s://http://127.0.0.1", port=int(cluster.url.rpartition(":")[2]))
+
+    def proxied(self, pod: str, path: str) -> tuple[int, Any]:
         assert pod == "job-driver:4040"
-        answer = drivers[0].answer(path.removeprefix("/api/v1"))
-        if drivers[0].finished:
-            ended(cluster, "job-driver", exit_code=0)
+        answer = self.drivers[0].answer(path.removeprefix("/api/v1"))
+        if self.drivers[0].finished:
+            ended(self.cluster, "job-driver", exit_code=0)
         return 200 if answer else 404, answer
 
-    def submit(arguments: list[str]) -> str:
+    def submit(self, arguments: list[str]) -> str:
         given = submission.properties(arguments)
         run = given["spark.kubernetes.driver.label.mlscale-run"]
         assert given["spark.kubernetes.submission.waitAppCompletion"] == "false"
         assert given["spark.kubernetes.executor.label.mlscale-run"] == run == given["spark.mlscale.run"]
-        assert given["spark.kubernetes.executor.limit.cores"] == "2000m"
-        cluster.add("job-driver", labels={"spark-role": "driver", "mlscale-run": run})
-        cluster.add("job-exec-1", labels={"spark-role": "executor", "mlscale-run": run, "spark-exec-id": "1"})
-        drivers.append(FakeDriver(run, patience=lambda: bool(cluster.resizes())))
+        self.cluster.add("job-driver", labels={"spark-role": "driver", "mlscale-run": run})
+        self.cluster.add(
+            "job-exec-1",
+            labels={"spark-role": "executor", "mlscale-run": run, "spark-exec-id": "1"},
+            request=given["spark.kubernetes.executor.request.cores"],
+            limit=given["spark.kubernetes.executor.limit.cores"],
+        )
+        self.drivers.append(FakeDriver(run, patience=lambda: bool(self.cluster.resizes())))
         return "LoggingPodStatusWatcherImpl: Deployed Spark application"
 
-    cluster.proxied = proxied
+
+def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the_api_server(
+    cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, store = KubernetesJob(cluster, monkeypatch), spark_task.Store()
     profiled(tmp_path)
-    connect(monkeypatch, host="k8s://http://127.0.0.1", port=int(cluster.url.rpartition(":")[2]))
-    store = spark_task.Store()
-    with submission.spark_home(tmp_path / "spark", submit) as spark:
+    with submission.spark_home(tmp_path / "spark", job.submit) as spark:
         monkeypatch.setenv("SPARK_HOME", str(spark))
         trigger = deferred(operator(tmp_path), store)
         assert trigger.submission["application_id"] == "default:job-driver"
@@ -121,7 +131,7 @@ def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the
         assert deferred(again, store).submission["application_id"] == "default:job-driver"
         (facet,) = lineage.deadline_facets(again.deadline, again._promised, None).values()
         assert facet.deadlineSeconds == 100.0  # what it took up has a deadline, too
-    assert len(drivers) == 1
+    assert len(job.drivers) == 1
 
     event = asyncio.run(asyncio.wait_for(spark_trigger.first_event(trigger), 60))
     assert (event["state"], event["reason"]) == (
@@ -131,13 +141,30 @@ def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the
     pod, body = cluster.resizes()[0]
     assert pod == "job-exec-1"
     (container,) = body["spec"]["containers"]
-    assert container["resources"]["limits"]["cpu"] != "2"  # 10 core-s in 100 s need no two cores
+    assert container["resources"]["limits"]["cpu"] != "2000m"  # 10 core-s in 100 s need no two cores
     assert cluster.cpu("job-exec-1") == ("2000m", "2000m")  # given back
 
     summary = operator(tmp_path).execute_complete(spark_task.context(store), event)
     assert summary["met"]
     assert summary["allocator"] == "kubernetes"
     assert [record.seen["stages"] for record in journal.from_rows(store["mlscale_journal"])][-1] == 1
+
+
+def test_without_deferring_and_without_ceilings_pods_give_back_what_the_deadline_does_not_need(
+    cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = KubernetesJob(cluster, monkeypatch)
+    profiled(tmp_path)
+    limit = timedelta(seconds=100)  # or it would wait forever for a resize that does not come
+    task = operator(tmp_path, mode="work_conserving", deferrable=False, execution_timeout=limit)
+    with submission.spark_home(tmp_path / "spark", job.submit) as spark:
+        monkeypatch.setenv("SPARK_HOME", str(spark))
+        summary = task.execute(spark_task.context(spark_task.Store()))
+    assert (summary["met"], summary["mode"]) == (True, "work_conserving")
+    (container,) = cluster.resizes()[0][1]["spec"]["containers"]
+    asked = container["resources"]
+    assert (asked["requests"]["cpu"] != "1999m", asked["limits"]["cpu"]) == (True, "2000m")
+    assert cluster.cpu("job-exec-1") == ("1999m", "2000m")
 
 
 def ended(cluster: FakeKubernetes, name: str, *, exit_code: int, reason: str = "Completed") -> None:
