@@ -83,7 +83,7 @@ def cores_within(nodes: Sequence[Node], time_s: float) -> float:
     Found by false position (Illinois variant) on seconds over 1/cores, which is nearly a straight line.
     """
     work = sum(node.work_core_s for node in nodes)
-    if work <= _NOTHING:
+    if work <= _NOTHING * max(1.0, time_s):  # cores that are nothing do it
         return 0.0
     followers = _followers(nodes)
     fastest_s = _duration_s(nodes, followers, inf)
@@ -126,7 +126,7 @@ def _followers(nodes: Sequence[Node]) -> list[list[int]]:
 
 
 def _duration_s(nodes: Sequence[Node], followers: Sequence[Sequence[int]], cores: float) -> float:
-    if cores <= 0 and any(node.phases for node in nodes):
+    if cores <= _NOTHING and any(node.phases for node in nodes):
         return inf
     now = 0.0
     waits = [len(node.after) for node in nodes]

@@ -56,6 +56,13 @@ def test_nothing_left_takes_its_gaps() -> None:
     assert cores_within([node((1, 1))], 0.0) == inf
 
 
+@pytest.mark.parametrize("work", [1e-10, 2e-9, 1e-8, 1e-6])
+def test_next_to_nothing_ends_with_next_to_no_cores(work: float) -> None:
+    left = [node((work, 1.0), gap_s=2.0)]
+    assert cores_within(left, 100.0) <= 1e-7  # work ÷ time may be less than counts as cores at all
+    assert duration_s(left, 1e-10) == inf
+
+
 def test_a_serial_stage_makes_the_others_hurry() -> None:
     # 10 s of the 30 go to the serial stage whatever the share: 40/20
     assert cores_within([node((40, 8)), node((10, 1), after=(0,))], 30.0) == pytest.approx(2.0, rel=0.01)
