@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import hypothesis
+
 SESSION = Path(tempfile.mkdtemp(prefix="mlscale-tests-"))
 
 # Airflow reads its configuration when it is first imported: this must come before any test module.
@@ -19,6 +21,10 @@ os.environ.update(
         "MLSCALE_HOME": str(SESSION / "mlscale"),
     }
 )
+
+# How long an example takes is the machine's matter.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 
 def pytest_unconfigure() -> None:
