@@ -105,7 +105,7 @@ class Left:
         )
         if not nodes or more_core_s <= 0:
             return nodes
-        parallelism = max(phase.parallelism for node in nodes for phase in node.phases)
+        parallelism = max((phase.parallelism for node in nodes for phase in node.phases), default=1.0)
         more = schedule.Phase(more_core_s, parallelism)
         return (*nodes, schedule.Node(phases=(more,), after=tuple(range(len(nodes)))))
 

@@ -29,8 +29,10 @@ _LEAST_BOOKED = 0.5
 _TELLING_RATIO = 1.2
 """Inputs must differ by so much before they say how the work grows with them."""
 _ELASTICITY_RANGE = (0.0, 2.0)
-_MOST = 1e18
-"""No number of a profile is larger: 100 PB are less, and sums of such numbers are still finite."""
+_MOST = 1e12
+"""No cost and no time in a profile is larger: squares and sums of such numbers are still exact enough to plan with."""
+_MOST_BYTES = 1e18
+"""Nor is a count."""
 SCALE_BYTES = 1 << 20
 """Below this much input a ratio of sizes says nothing about the work."""
 
@@ -216,7 +218,7 @@ def _surprise(old: Plan, new: Plan, scale: float) -> float:
 def _spread(old: Plan, new: Plan, scale: float, mix: Callable[[float, float], float]) -> float:
     """Exponentially weighted standard deviation of runs from what the profile expected of them."""
     expected = sum(stage.core_s * scale**stage.elasticity for stage in old.stages)
-    error = new.stages_core_s / expected - 1 if expected > 0 else 0.0
+    error = new.stages_core_s / expected - 1 if expected > _NEGLIGIBLE_CORE_S else 0.0
     return sqrt(error**2 if old.spread is None else mix(old.spread**2, error**2))
 
 
@@ -299,4 +301,6 @@ def _fits(declared: str, value: Any) -> bool:
     if value is None:
         return declared == "float | None"
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return (whole or (isinstance(value, float) and declared != "int")) and 0 <= value <= _MOST
+    return (whole or (isinstance(value, float) and declared != "int")) and 0 <= value <= (
+        _MOST_BYTES if declared == "int" else _MOST
+    )

@@ -11,11 +11,23 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_mlscale import errors
+from airflow_mlscale.spark import policy
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark import run as runs
 from airflow_mlscale.spark.adapters import rest
 from airflow_mlscale.spark.adapters.profile_store import ProfileFiles
-from airflow_mlscale.spark.model import Plan, Profile, Progress, Stage, StageProfile, StageStatus, keyed
+from airflow_mlscale.spark.model import (
+    Observation,
+    Plan,
+    Profile,
+    Progress,
+    Promise,
+    Stage,
+    StageProfile,
+    StageStatus,
+    keyed,
+)
+from airflow_mlscale.spark.settings import DeadlineSettings
 from tests.fakes import disk
 
 MIB = 1 << 20
@@ -375,3 +387,16 @@ def test_a_profile_of_the_first_version_is_a_chain() -> None:
     one = {"stages": rows, "startup_core_s": 0.0, "lead_s": 0.0, "tail_s": 0.0, "runs": 1}
     found = profiles.from_json({"version": 1, "key": "k", "plans": [one]})
     assert [known.after for known in found.plans[0].stages] == [(), ("s#0",), ("s#1",)]
+
+
+def test_a_course_of_stages_that_cost_nothing_can_be_planned_and_learned() -> None:
+    nothing = Plan(stages=(StageProfile(key="s#0", core_s=1e-300, tasks=0),), startup_core_s=8.0)
+    profile = profiles.learn(Profile(key="k", plans=(nothing,)), "k", plan(5.0), rate=0.4)
+    assert profiles.from_json(profiles.to_json(profile)) == profile
+    promise = Promise(started_at=0.0, deadline_at=100.0)
+    decide = policy.make(
+        DeadlineSettings(), promise=promise, profile=Profile(key="k", plans=(nothing,)), host_cores=2.0
+    )
+    decision, _ = decide(Observation(now=0.0, progress=None, used_core_s=0.0, elapsed_s=0.0), decide.start(), 1.0)
+    assert decision.finish_at is not None
+    assert decision.finish_at < 100.0
