@@ -43,8 +43,8 @@ bench-deadline: $(READY) ## deadlines on real Spark against rivals, about 15 min
 bench-deadline-full: $(READY) ## the same with everything: hours; BENCH_ARGS=--resume goes on after an interruption
 	$(BIN)/python -m benchmarks.deadline --full $(BENCH_ARGS)
 
-bench-deadline-sim: $(READY) ## simulate thousands of deadlines under the real policies (BENCH_ARGS for others)
-	$(BIN)/python -m benchmarks.deadline_sim $(or $(BENCH_ARGS),--seeds 160 --out .)
+bench-deadline-sim: $(READY) ## simulate a thousand applications under the real policies (BENCH_ARGS for other conditions)
+	$(BIN)/python -m benchmarks.deadline_sim --out . $(or $(BENCH_ARGS),--seeds 1000 --only 'ours_*/warm/1.2' 'paper/warm/1.2')
 
 clean: ## remove what the other targets made
 	rm -rf .venv site demo-report .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
