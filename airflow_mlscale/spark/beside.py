@@ -61,7 +61,8 @@ class Beside:
 
     def _control(self, ready: threading.Event) -> None:
         try:
-            asyncio.run(self._run(ready))
+            with asyncio.Runner() as runner:
+                runner.run(self._run(ready))
         except Exception as exc:
             if ready.is_set():
                 raise
