@@ -20,7 +20,7 @@ BETA_RANGE = (0.2, 8.0)
 _TELLING_PART = 0.25
 """Part of a stage's tasks whose input tells that of all."""
 _KIND_TRUST = 0.5
-_STAGE_TRUST = 0.5
+_STAGE_TRUST = 1.0
 """Weight of the more general β in a kind's, as a part of the profile's; in a stage's, of its work to come."""
 _CAUTION = 0.7
 """How far a β below 1 is drawn to 1 as work is done."""

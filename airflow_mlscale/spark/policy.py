@@ -169,7 +169,8 @@ class RemainingWork:
         spare_s = min(settings.spare * plan.surprise * left.longest_core_s, _MOST_SPARE * promise.duration_s)
         target_at = promise.started_at + settings.aim * promise.duration_s - spare_s
         # What was kept for a straggler is used up by halves, not all at once.
-        time_s = max(target_at - seen.now, (promise.deadline_at - seen.now) / 2) - left.idle_s
+        free_at = seen.now + left.idle_s
+        time_s = max(target_at - free_at, (promise.deadline_at - free_at) / 2)
         unknown = settings.unknown * (left.done_core_s + left.core_s)
         careful = left.scaled(1 + settings.caution * left.uncertainty, more_core_s=unknown)
         needed = schedule.cores_within(careful, time_s)

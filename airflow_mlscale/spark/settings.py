@@ -54,7 +54,7 @@ class DeadlineSettings:
     """Work kept for what no profile tells, as a part of all: without it the last bit would be done at a crawl."""
     spare: float = 1.0
     """Time kept for a task that fails or straggles, in times of what the worst of late took."""
-    trust: float = 0.1
+    trust: float = 0.25
     """Weight of the profile in β at the start, as evidence of so much of its work; fades as work is done."""
     rate_window_s: float = 5.0
     """Time constant of the measured rate of use."""
