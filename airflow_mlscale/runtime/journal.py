@@ -43,7 +43,10 @@ class Record:
 class Journal:
     """Keeps the latest records in memory, appends all of them to a file if one is given, tells listeners.
 
-    A file that cannot be opened or written (a full disk) is told of once and given up: who controls goes on.
+    A file that cannot be written any more (a full disk) is told of once and given up: who controls goes on.
+
+    Raises:
+        OSError: the file cannot be opened.
     """
 
     path: Path | None = None
@@ -55,13 +58,8 @@ class Journal:
 
     def __post_init__(self) -> None:
         self._records = deque(maxlen=self.keep)
-        if self.path is None:
-            return
-        try:
+        if self.path is not None:
             self._open(self.path)
-        except OSError as exc:  # such as a file system that may only be read
-            log.warning("the decision journal is not written to %s: %s", self.path, exc)
-            self._drop_file()
 
     def _open(self, path: Path) -> None:
         self._records.extend(read(path))

@@ -78,7 +78,7 @@ class Follower:
         self.application = application
         self.profile = profile
         self.end_at = end_at
-        self.journal = Journal(_journal_path(ticket.run))
+        self.journal = _journal(ticket.run)
         self.controller: DeadlineController | None = None
         self._actuator = actuator
         self._publish = publish
@@ -252,6 +252,16 @@ async def _answered(ask: Callable[[], AnswerT]) -> AnswerT:
             log.log(logging.DEBUG if told else logging.WARNING, "%s; waiting for it", exc)
             told = True
             await asyncio.sleep(2 * STATUS_EVERY_S)
+
+
+def _journal(run: str) -> Journal:
+    """The run's journal, in a file where one can be had: a triggerer that comes after this one goes on with it."""
+    path = _journal_path(run)
+    try:
+        return Journal(path)
+    except OSError as exc:  # such as a file system that may only be read
+        log.warning("the decision journal is not written to %s: %s", path, exc)
+        return Journal()
 
 
 def _journal_path(run: str) -> Path:
