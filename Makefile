@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE=
 export NO_MKDOCS_2_WARNING=1
 
-.PHONY: help setup demo test check format docs bench-deadline bench-deadline-full bench-deadline-sim clean
+.PHONY: help setup demo test test-all check format docs bench-deadline bench-deadline-full bench-deadline-sim clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -20,7 +20,10 @@ $(READY): pyproject.toml uv.lock scripts/setup.sh
 demo: $(READY) ## run the flight-delay retraining pipeline end to end (KEEP=1 leaves it running)
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
 
-test: $(READY) ## run all tests
+test: $(READY) ## run the tests, but for the longest ones
+	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+
+test-all: $(READY) ## run all tests, the longest ones too
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 check: $(READY) ## formatting, lint, types and architecture, exactly as CI checks them

@@ -10,7 +10,7 @@ import pytest
 from airflow_mlscale.cpu import detect
 from benchmarks.deadline import __main__ as command
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]  # a busy machine starts its JVMs slowly
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(600)]  # a busy machine starts its JVMs slowly
 
 
 def test_a_tiny_session_measures_draws_and_is_not_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

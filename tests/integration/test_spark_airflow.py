@@ -14,7 +14,7 @@ import pytest
 
 from tests.integration import spark_dag
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.long, pytest.mark.timeout(600)]
 
 DEADLINE_AT = datetime.now(UTC) + timedelta(minutes=10)
 

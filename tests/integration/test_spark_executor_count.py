@@ -15,7 +15,7 @@ from airflow_mlscale.spark.adapters import cluster, executor_count, executors, i
 from tests.fakes import cpu as fake_cpu
 from tests.integration import spark_task
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 JOB = str(Path(__file__).parent / "spark_job.py")
 MEMORY = {"spark.executor.memory": "512m"}

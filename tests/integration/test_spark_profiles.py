@@ -15,7 +15,7 @@ from airflow_mlscale.spark.adapters import cluster, profile_store
 from airflow_mlscale.spark.model import Plan
 from tests.integration import spark_task
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 JOB = str(Path(__file__).parent / "spark_branch.py")
 LINES = 3_000

@@ -19,7 +19,7 @@ from tests.fakes import cpu_load
 from tests.integration import spark_held
 from tests.integration.spark_held import HeldJob, Host
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 POT_CORES = 2.0
 CORE_S = 3000.0
