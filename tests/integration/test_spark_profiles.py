@@ -84,7 +84,7 @@ def test_twice_the_data_and_either_branch_are_done_in_time(tmp_path: Path) -> No
     assert plan.stages[0].tasks == 12
 
     # The other branch was never seen: it takes longer than expected, and is a plan of its own afterwards.
-    execute(data(tmp_path / "long", files=6, way="long"), store, 300)
+    execute(data(tmp_path / "long", files=6, way="long"), store, 4 * short["finish_s"])
     first, second = plans(store)
     assert first.signature != second.signature
     assert second.runs == 2
