@@ -16,6 +16,7 @@ from airflow.providers.common.compat.sdk import conf
 from airflow.sdk import BaseOperatorLink, RetryPolicy
 
 from airflow_mlscale import errors
+from airflow_mlscale.hooks import callbacks
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.hooks.spark import DeadlineSparkSubmitHook
 from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
@@ -53,9 +54,11 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
             one; ``reserve`` also caps the application, which stretches to its deadline.
         policy: ``remaining_work``, or ``paper`` (dynaSpark as published).
         on_infeasible: ``fail`` or ``best_effort`` when the profile says that the deadline cannot be met.
-        on_outlook_change: a function, a notifier or an import path, or a list of these: called in the task
-            with its context and ``outlook``, ``previous``, ``predicted_finish``, ``interval`` and
-            ``deadline`` when the outlook turns to ``on_track``, ``at_risk`` or ``will_miss``.
+        on_outlook_change: a function, a notifier, an import path, an ``AsyncCallback`` or ``SyncCallback``, or
+            a list of these: called with the task's context and ``outlook``, ``previous``,
+            ``predicted_finish``, ``interval`` and ``deadline`` when the outlook turns to ``on_track``,
+            ``at_risk`` or ``will_miss``. While the task is deferred, the triggerer calls those that it can
+            import; the others hear of it at the end.
         profile_store: folder of learned profiles, any fsspec address; default ``profiles`` in
             ``$MLSCALE_HOME``. (templated)
         profile_key: name of the profile; default is the name of the application. (templated)
@@ -107,7 +110,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         self._check_deadline(deadline)
         settings.one_of("allocator", allocator, allocators.NAMES)
         self.deadline = deadline
-        self.on_outlook_change = onlookers.callbacks(on_outlook_change)
+        self.on_outlook_change = callbacks.checked(on_outlook_change)
         self.profile_store = profile_store
         self.profile_key = profile_key
         self.allocator = allocator
@@ -187,7 +190,12 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         end_at = None if limit is None else time.time() + limit.total_seconds()
         if self.deferrable:
             submission = ticket.to_json()
-            trigger = DeadlineSparkTrigger(conn_id=self._conn_id, submission=submission, end_at=end_at)
+            trigger = DeadlineSparkTrigger(
+                conn_id=self._conn_id,
+                submission=submission,
+                end_at=end_at,
+                on_outlook_change=callbacks.travelling(self.on_outlook_change),
+            )
             self.defer(trigger=trigger, method_name="execute_complete")
         return self._concluded(context, self._followed(context, hook, ticket, end_at, pages))
 
@@ -210,8 +218,7 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """The application has ended: publish, learn, and return the run's summary."""
         with translated():
-            records = journal.from_rows(event.get("journal", ()))
-            onlookers.told_afterwards(records, context, self.on_outlook_change)
+            onlookers.told_afterwards(event, context, self.on_outlook_change)
             onlookers.metrics(context).finished(event.get("summary", {}))
             self._promised = promises.known(context)
             self._hook = self._get_hook()

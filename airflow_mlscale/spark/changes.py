@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import InitVar, asdict, dataclass, field, replace
+from math import isfinite
+from typing import Any
 
 from airflow_mlscale.runtime.journal import Record, Value
 from airflow_mlscale.spark.model import Outlook
@@ -65,12 +67,49 @@ class Watch:
         )
 
 
-def news(records: Iterable[Record]) -> list[Change]:
-    """All changes of a run that somebody should hear of."""
-    watch = Watch()
-    found = [watch.change(record) for record in records]
-    return [change for change in found if change is not None and change.news]
+@dataclass
+class News:
+    """Listens to a run's records: keeps what somebody should hear of, and passes new changes on.
+
+    Args:
+        earlier: records that whoever looked on before has listened to: their changes are kept, not passed on.
+    """
+
+    earlier: InitVar[Iterable[Record]] = ()
+    pass_on: Callable[[Change], object] | None = None
+    """Called with each new change, by who appends the record that completes it."""
+    found: list[Change] = field(default_factory=list, init=False)
+    _watch: Watch = field(default_factory=Watch, init=False)
+
+    def __post_init__(self, earlier: Iterable[Record]) -> None:
+        for record in earlier:
+            self._find(record)
+
+    def __call__(self, record: Record) -> None:
+        change = self._find(record)
+        if change is not None and self.pass_on is not None:
+            self.pass_on(change)
+
+    def _find(self, record: Record) -> Change | None:
+        change = self._watch.change(record)
+        if change is None or not change.news:
+            return None
+        self.found.append(change)
+        return change
+
+
+def to_row(change: Change) -> dict[str, Any]:
+    """Plain values, for another process."""
+    words = {"outlook": str(change.outlook), "previous": change.previous and str(change.previous)}
+    return {**asdict(change), **words}
+
+
+def from_row(row: Mapping[str, Any]) -> Change:
+    """What `to_row` made."""
+    change = Change(**row)
+    previous = None if change.previous is None else Outlook(change.previous)
+    return replace(change, outlook=Outlook(change.outlook), previous=previous)
 
 
 def _at(started_at: float, seconds: Value) -> float | None:
-    return None if seconds is None else started_at + float(seconds)
+    return None if seconds is None or not isfinite(seconds := float(seconds)) else started_at + seconds

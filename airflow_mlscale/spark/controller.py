@@ -20,6 +20,7 @@ from airflow_mlscale.runtime import processes
 from airflow_mlscale.runtime.journal import Journal, Record
 from airflow_mlscale.runtime.loop import PeriodicLoop
 from airflow_mlscale.spark import grants, ports, records, totals
+from airflow_mlscale.spark import ledger as ledgers
 from airflow_mlscale.spark import policy as policies
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Decision, Observation, Plan, Profile, Progress, Promise
@@ -72,8 +73,10 @@ class DeadlineController:
     driver_used_core_s: float = field(default=0.0, init=False)
     """By the driver; 0 where it has no group of its own."""
     totals: totals.Totals = field(init=False)
-    _ledger: profiles.Ledger = field(default_factory=profiles.Ledger, init=False)
+    _ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger, init=False)
     _booked: Progress | None = field(default=None, init=False)
+    _booked_s: float | None = field(default=None, init=False)
+    """When, on the monotonic clock."""
     _meters: dict[str, grants.Meter] = field(default_factory=dict, init=False)
     _grant: grants.Grant = field(default=grants.UNASKED, init=False)
     _last: Decision | None = field(default=None, init=False)
@@ -225,9 +228,10 @@ class DeadlineController:
         if self.job.driver_group:
             self.driver_used_core_s = self._metered(self.job.driver_group)
         used = self._metered(self.job.group)
-        latest = self.latest
-        self._ledger = profiles.book(self._ledger, used - self.used_core_s, self._booked, latest)
-        self._booked, self.used_core_s = latest, used
+        latest, now = self.latest, self.clock.monotonic()
+        dt_s = 0.0 if self._booked_s is None else now - self._booked_s
+        self._ledger = ledgers.book(self._ledger, used - self.used_core_s, self._booked, latest, dt_s=dt_s)
+        self._booked, self._booked_s, self.used_core_s = latest, now, used
 
     def _metered(self, group: str) -> float:
         self._meters[group].read(self.cpu.usage(group).used_core_s)

@@ -11,7 +11,17 @@ from dataclasses import dataclass, field, replace
 from math import log, sqrt
 
 from airflow_mlscale.control import schedule
-from airflow_mlscale.spark.model import Observation, Plan, Profile, Progress, Stage, StageProfile, StageStatus, numbered
+from airflow_mlscale.spark.model import (
+    Observation,
+    Plan,
+    Profile,
+    Progress,
+    Stage,
+    StageProfile,
+    StageStatus,
+    Tally,
+    numbered,
+)
 from airflow_mlscale.spark.profile import SCALE_BYTES, size_ratio
 
 IN_FLIGHT = 0.8
@@ -28,27 +38,8 @@ _LEAST_TASK_SPREAD = 0.15
 _UNKNOWN_SPREAD = 0.12
 _LEAST_SPREAD = 0.02
 """Relative standard deviation of the work after one run, and at least."""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """What a stage has cost, summed up over the steps."""
-
-    core_s: float = 0.0
-    """Booked to it until now."""
-    task_s: float = 0.0
-    """Seconds that its tasks have run in total, running ones included."""
-    last_wave_core_s: float = 0.0
-    """What each running task has got since the last one began: the longest has that much less to do."""
-
-    def finished_core_s(self, stage: Stage) -> float:
-        """The part of its finished tasks: as much of the cost as of the time that all have run.
-
-        Spark tells run times when tasks end, and tasks that run at the same time get equal parts of a share.
-        """
-        if _over(stage) or self.task_s <= 0:
-            return self.core_s
-        return self.core_s * min(1.0, stage.run_time_s / self.task_s)
+_STRAIGHT = StageProfile(key="", core_s=0.0, tasks=1)
+"""All tasks cost the same."""
 
 
 @dataclass(frozen=True)
@@ -145,40 +136,16 @@ def expected(plan: Plan, progress: Progress | None) -> Plan:
     return replace(plan, stages=tuple(stages))
 
 
-def tallied(tallies: Mapping[int, Tally], seen: Observation, dt_s: float) -> Mapping[int, Tally]:
-    """The tallies after one more observation, ``dt_s`` seconds after the last."""
-    if seen.progress is None:
-        return tallies
-    return {
-        stage.stage_id: _tallied(
-            tallies.get(stage.stage_id, Tally()), stage, seen.by_stage.get(stage.stage_id, 0.0), dt_s
-        )
-        for stage in seen.progress.stages
-    }
-
-
-def _tallied(was: Tally, stage: Stage, core_s: float, dt_s: float) -> Tally:
-    active = stage.active if stage.running else 0
-    waiting = stage.tasks - stage.complete - active
-    got = max(0.0, core_s - was.core_s) / max(1, active)
-    return Tally(
-        core_s=core_s,
-        task_s=was.task_s + active * dt_s,
-        last_wave_core_s=was.last_wave_core_s + got if active and waiting <= 0 else 0.0,
-    )
-
-
-def beta(plan: Plan, seen: Observation, tallies: Mapping[int, Tally], *, trust: float) -> Beta:
+def beta(plan: Plan, seen: Observation, *, trust: float) -> Beta:
     """β overall, by kind of stage and by stage: (used + trust·prior) ÷ (expected + trust).
 
     Args:
         plan: as `expected`.
-        seen: the stages as they are now.
-        tallies: their cost, from `tallied`.
+        seen: the stages as they are now, and what they have cost.
         trust: weight of the profile as evidence, as a part of its own work; fades as work is done.
     """
     live = numbered(seen.progress.stages) if seen.progress else {}
-    rows = [row for known in plan.stages if known.key in live and (row := _evidence(known, live[known.key], tallies))]
+    rows = [row for known in plan.stages if known.key in live and (row := _evidence(known, live[known.key], seen))]
     done = sum(row.expected_core_s for row in rows)
     fraction = min(1.0, done / plan.stages_core_s) if plan.stages_core_s > 0 else 0.0
     weight = trust * plan.stages_core_s * (1 - fraction)
@@ -204,16 +171,14 @@ class _Evidence:
     used_core_s: float
 
 
-def _evidence(known: StageProfile, stage: Stage, tallies: Mapping[int, Tally]) -> _Evidence | None:
-    tally = tallies.get(stage.stage_id)
+def _evidence(known: StageProfile, stage: Stage, seen: Observation) -> _Evidence | None:
+    tally = seen.by_stage.get(stage.stage_id)
     if tally is None or not stage.complete or tally.core_s <= 0:
         return None
-    return _Evidence(known, known.core_s * min(1.0, stage.complete / max(1, stage.tasks)), tally.finished_core_s(stage))
+    return _Evidence(known, known.core_s * known.part_done(stage.complete, stage.tasks), tally.finished_core_s(stage))
 
 
-def left(
-    plan: Plan, seen: Observation, tallies: Mapping[int, Tally], costs: Beta, *, slots: float, lead_left_s: float
-) -> Left:
+def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_s: float) -> Left:
     """What is left of the plan.
 
     Finished tasks are done; running ones as far as the meter says, at most `IN_FLIGHT`. Stages that were
@@ -223,7 +188,6 @@ def left(
     Args:
         plan: as `expected`.
         seen: now.
-        tallies: from `tallied`.
         costs: from `beta`.
         slots: tasks that can run at once.
         lead_left_s: seconds until the first stage can run, if none has come.
@@ -235,7 +199,7 @@ def left(
     done = variance = longest_left = 0.0
     idle = idle_now_s(seen)
     for stranger, cost in _unplanned(plan, live, costs):
-        remaining, finished = _remaining(stranger, cost, tallies)
+        remaining, finished = _remaining(stranger, cost, seen)
         done += finished
         if remaining > 0:
             nodes.append(_node(stranger.tasks - stranger.complete, remaining, slots, 0.0, (), 0.0))
@@ -246,7 +210,7 @@ def left(
             continue
         remaining, tasks = known.core_s * costs.of(known), known.tasks
         if stage is not None:
-            remaining, finished = _remaining(stage, remaining, tallies)
+            remaining, finished = _remaining(stage, remaining, seen, known)
             tasks = stage.tasks - stage.complete
             done += finished
         if remaining <= 0:
@@ -256,7 +220,7 @@ def left(
         if stage is not None and stage.submitted_at is not None:
             after, gap_s = (), 0.0
             # Long tasks linger: what is left of a stage may be longer than the mean says.
-            got = tallies.get(stage.stage_id, Tally()).last_wave_core_s
+            got = seen.by_stage.get(stage.stage_id, Tally()).last_wave_core_s
             longest = max((1 - IN_FLIGHT) * longest, longest - got)
             remaining = max(remaining, longest)
         elif not after:
@@ -310,10 +274,6 @@ def _ratio(rows: Sequence[_Evidence], weight: float, prior: float) -> float:
     return min(BETA_RANGE[1], max(BETA_RANGE[0], (used + weight * prior) / (done + weight)))
 
 
-def _over(stage: Stage) -> bool:
-    return not stage.running and stage.completed_at is not None
-
-
 def _unplanned(plan: Plan, live: Mapping[str, Stage], costs: Beta) -> list[tuple[Stage, float]]:
     names = {known.key for known in plan.stages if known.core_s > 0}
     tasks = sum(known.tasks for known in plan.stages)
@@ -325,18 +285,19 @@ def _unplanned(plan: Plan, live: Mapping[str, Stage], costs: Beta) -> list[tuple
     ]
 
 
-def _remaining(stage: Stage, cost: float, tallies: Mapping[int, Tally]) -> tuple[float, float]:
-    """Core-seconds left and done of a stage that will cost ``cost``."""
+def _remaining(stage: Stage, cost: float, seen: Observation, known: StageProfile | None = None) -> tuple[float, float]:
+    """Core-seconds left and done of a stage that will cost ``cost``, on the course of the ``known`` one."""
     if stage.status is StageStatus.SKIPPED:
         return 0.0, 0.0
-    if _over(stage):
+    if stage.over:
         return 0.0, cost
-    tasks = max(1, stage.tasks)
-    each = cost / tasks
-    tally = tallies.get(stage.stage_id, Tally())
+    course = known or _STRAIGHT
+    finished = course.part_done(stage.complete, stage.tasks)
+    running = course.part_done(stage.complete + stage.active, stage.tasks) - finished
+    tally = seen.by_stage.get(stage.stage_id, Tally())
     metered = max(0.0, tally.core_s - tally.finished_core_s(stage))
-    begun = min(IN_FLIGHT * stage.active * each, metered)
-    remaining = max(0.0, cost - each * stage.complete - begun)
+    begun = min(IN_FLIGHT * running * cost, metered)
+    remaining = max(0.0, cost - finished * cost - begun)
     return remaining, cost - remaining
 
 

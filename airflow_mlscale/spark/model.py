@@ -73,6 +73,10 @@ class Stage:
     def running(self) -> bool:
         return self.status is StageStatus.ACTIVE
 
+    @property
+    def over(self) -> bool:
+        return not self.running and self.completed_at is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
@@ -117,6 +121,18 @@ class StageProfile:
     """Work of its longest task: no share shortens it below that."""
     elasticity: float = 1.0
     """Work grows with the input to this power."""
+    curve: tuple[float, ...] = ()
+    """Part of the work that was done when each of so many equal parts of the tasks had finished: the first ones
+    cost more, while code is being compiled. Empty for all tasks alike."""
+
+    def part_done(self, complete: int, tasks: int) -> float:
+        """Part of its work in ``complete`` of ``tasks`` tasks, by its curve."""
+        at = min(1.0, complete / max(1, tasks))
+        if not self.curve:
+            return at
+        points = (0.0, *self.curve)
+        place = min(len(self.curve) - 1, int(at * len(self.curve)))
+        return points[place] + (points[place + 1] - points[place]) * (at * len(self.curve) - place)
 
 
 UNKNOWN_SURPRISE = 3.0
@@ -185,6 +201,32 @@ class Promise:
         return self.deadline_at - self.started_at
 
 
+@dataclass(frozen=True)
+class Tally:
+    """What a stage of the running application has cost so far."""
+
+    core_s: float = 0.0
+    task_s: float = 0.0
+    """Seconds that its tasks have run in total, running ones included."""
+    last_wave_core_s: float = 0.0
+    """What each running task has got since the last one began: the longest has that much less to do."""
+    marks: tuple[float, ...] = ()
+    """What the finished tasks had cost each time another equal part of them had finished; see `ledger`."""
+    noted_part: float = 0.0
+    """Part of the tasks that had finished at the last note."""
+    noted_core_s: float = 0.0
+    """What these had cost."""
+
+    def finished_core_s(self, stage: Stage) -> float:
+        """The part of its finished tasks: as much of the cost as of the time that all have run.
+
+        Spark tells run times when tasks end, and tasks that run at the same time get equal parts of a share.
+        """
+        if stage.over or self.task_s <= 0:
+            return self.core_s
+        return self.core_s * min(1.0, stage.run_time_s / self.task_s)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Observation:
     """What one control step sees."""
@@ -196,8 +238,8 @@ class Observation:
     """Core-seconds the group has used since it was opened."""
     elapsed_s: float
     """Seconds since the application was submitted."""
-    by_stage: Mapping[int, float] = field(default_factory=dict)
-    """Core-seconds of the executors, booked to stages by their ids."""
+    by_stage: Mapping[int, Tally] = field(default_factory=dict)
+    """What stages have cost, by their ids."""
     driver_used_core_s: float = 0.0
     """Core-seconds the driver's own group has used; 0 when it has none."""
     granted_cores: float | None = None

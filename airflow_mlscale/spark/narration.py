@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from airflow_mlscale.runtime.journal import Record, Value
 from airflow_mlscale.spark import changes
-from airflow_mlscale.spark.model import Observation, Outlook, Profile, Promise, Stage, StageStatus, keyed
+from airflow_mlscale.spark.model import Observation, Outlook, Profile, Promise, Stage, StageStatus, Tally, keyed
 
 log = logging.getLogger(__name__)
 
@@ -113,14 +113,14 @@ def table(stages: Sequence[Stage], seen: Observation, profile: Profile | None, *
     keys = {stage.stage_id: key for key, stage in keyed(seen.progress.stages if seen.progress else ()).items()}
     # The latest course that knows a stage counts: it stands first.
     known = {part.key: part.core_s for plan in reversed(profile.plans if profile else ()) for part in plan.stages}
-    kept = sorted(stages, key=lambda stage: -seen.by_stage.get(stage.stage_id, 0.0))[:ROWS]
+    kept = sorted(stages, key=lambda stage: -_core_s(seen, stage))[:ROWS]
     found = [f"{'stage':<{_NAME_WIDTH}} {'tasks':>11} {'core-s':>8} {'profiled':>8}  state"]
     for stage in sorted(kept, key=lambda stage: stage.stage_id):
         profiled = known.get(keys.get(stage.stage_id, ""))
         name = f"{stage.stage_id} {re.sub(r'/.*/', '', stage.name)}"  # "count at /a/long/path/job.py:12"
         found.append(
             f"{_short(name):<{_NAME_WIDTH}} {f'{stage.complete}/{stage.tasks}':>11}"
-            f" {seen.by_stage.get(stage.stage_id, 0.0):>8.1f} {'-' if profiled is None else f'{profiled:.1f}':>8}"
+            f" {_core_s(seen, stage):>8.1f} {'-' if profiled is None else f'{profiled:.1f}':>8}"
             f"  {stage.status.lower()}"
         )
     if left_out := len(stages) - len(kept):
@@ -128,6 +128,10 @@ def table(stages: Sequence[Stage], seen: Observation, profile: Profile | None, *
     if told_before:
         found.append(f"and {told_before} stages told before")
     return found
+
+
+def _core_s(seen: Observation, stage: Stage) -> float:
+    return seen.by_stage.get(stage.stage_id, Tally()).core_s
 
 
 def _short(name: str) -> str:

@@ -58,7 +58,7 @@ def before_start(profile: Profile | None, *, cores: float, confidence: float) ->
         return None
     nothing = Observation(now=0.0, progress=None, used_core_s=0.0, elapsed_s=0.0)
     lead_s = max(plan.lead_s, plan.startup_core_s / cores)
-    left = estimate.left(plan, nothing, {}, estimate.Beta(), slots=cores, lead_left_s=lead_s)
+    left = estimate.left(plan, nothing, estimate.Beta(), slots=cores, lead_left_s=lead_s)
     return predict(left, cores=cores, confidence=confidence)
 
 

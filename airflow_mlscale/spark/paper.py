@@ -37,7 +37,6 @@ class State:
     """What the policy remembers from step to step."""
 
     stages: Mapping[str, StageControl] = field(default_factory=dict)
-    tallies: Mapping[int, estimate.Tally] = field(default_factory=dict)
     told: outlook.Told = field(default_factory=outlook.Told)
 
 
@@ -82,8 +81,7 @@ class PaperPolicy:
             needed_cores=cores,
             reason="; ".join(why) or "no stage is running",
         )
-        tallies = estimate.tallied(state.tallies, seen, dt_s)
-        return decision, State(controls, tallies, outlook.Told(base.outlook))
+        return decision, State(controls, outlook.Told(base.outlook))
 
     def _begin(self, plan: Plan, known: StageProfile, stage: Stage, seen: Observation, high: float) -> StageControl:
         """The stage's deadline, and the feed-forward that its integral begins with."""
@@ -115,9 +113,9 @@ class PaperPolicy:
     def _predicted(self, plan: Plan, seen: Observation, state: State, slots: float, high: float) -> Decision:
         """The outlook, which the paper does not have: ours, so that both can be compared."""
         scaled = estimate.expected(plan, seen.progress)
-        costs = estimate.beta(scaled, seen, state.tallies, trust=self.settings.trust)
+        costs = estimate.beta(scaled, seen, trust=self.settings.trust)
         lead_s = max(0.0, plan.lead_s - seen.elapsed_s)
-        left = estimate.left(scaled, seen, state.tallies, costs, slots=slots, lead_left_s=lead_s)
+        left = estimate.left(scaled, seen, costs, slots=slots, lead_left_s=lead_s)
         prediction = outlook.predict(left, cores=high, confidence=self.settings.confidence)
         found = outlook.verdict(prediction, time_s=self.promise.deadline_at - seen.now)
         told = outlook.tell(state.told, found, over=seen.now > self.promise.deadline_at)

@@ -5,7 +5,6 @@ Pure: an observation and a state go in, a decision and the next state come out. 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from math import inf
 from typing import Any, Protocol, TypeVar
@@ -64,7 +63,6 @@ class State:
     last: Decision | None = None
     used_core_s: float = 0.0
     driver_used_core_s: float = 0.0
-    tallies: Mapping[int, estimate.Tally] = field(default_factory=dict)
     told: outlook.Told = field(default_factory=outlook.Told)
     rate: smoothing.Ewma
     """Cores used while tasks run."""
@@ -97,7 +95,7 @@ class RemainingWork:
         """One step; ``dt_s`` seconds after the last."""
         slots = (seen.progress.slots if seen.progress else 0) or self.host_cores
         high = self.settings.high(slots)
-        state = replace(self._measured(seen, state, dt_s), tallies=estimate.tallied(state.tallies, seen, dt_s))
+        state = self._measured(seen, state, dt_s)
         plan = estimate.best_plan(self.profile, seen.progress)
         if plan is None:
             decision, state = self._cold(seen, state, high)
@@ -149,9 +147,9 @@ class RemainingWork:
     def _warm(self, plan: Plan, seen: Observation, state: State, slots: float, high: float) -> tuple[Decision, State]:
         settings = self.settings
         scaled = estimate.expected(plan, seen.progress)
-        costs = estimate.beta(scaled, seen, state.tallies, trust=settings.trust)
+        costs = estimate.beta(scaled, seen, trust=settings.trust)
         lead_s = max(plan.lead_s - seen.elapsed_s, max(0.0, plan.startup_core_s - seen.used_core_s) / high)
-        left = estimate.left(scaled, seen, state.tallies, costs, slots=slots, lead_left_s=max(0.0, lead_s))
+        left = estimate.left(scaled, seen, costs, slots=slots, lead_left_s=max(0.0, lead_s))
         base, state = self._base(plan, left, seen, state, high)
         if seen.progress is None or not seen.progress.stages:
             return self._starting(plan, seen, base, high), state

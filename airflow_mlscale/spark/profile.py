@@ -1,4 +1,4 @@
-"""What a run teaches about an application: metering by stage, merging into the profile, its JSON form.
+"""What a run teaches about an application: its plan, merging it into the profile, the JSON form.
 
 Pure; reading and writing files is `adapters.profile_store`.
 """
@@ -6,11 +6,14 @@ Pure; reading and writing files is `adapters.profile_store`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, fields, replace
+from itertools import pairwise
 from math import log, sqrt
 from typing import Any
 
-from airflow_mlscale.spark.model import UNKNOWN_SURPRISE, Plan, Profile, Progress, Stage, StageProfile, keyed
+from airflow_mlscale.spark import ledger as ledgers
+from airflow_mlscale.spark.ledger import Ledger
+from airflow_mlscale.spark.model import UNKNOWN_SURPRISE, Plan, Profile, Progress, Stage, StageProfile, Tally, keyed
 
 VERSION = 2
 _READABLE = (1, VERSION)
@@ -37,41 +40,6 @@ SCALE_BYTES = 1 << 20
 """Below this much input a ratio of sizes says nothing about the work."""
 
 
-@dataclass(frozen=True)
-class Ledger:
-    """Core-seconds of a run, booked to its stages as they are metered."""
-
-    startup_core_s: float = 0.0
-    by_stage: Mapping[int, float] = field(default_factory=dict)
-
-
-def book(ledger: Ledger, core_s: float, before: Progress | None, now: Progress | None) -> Ledger:
-    """Book core-seconds used between two readings to the stages that ran between them.
-
-    A stage's part follows its running tasks and the run time of those that just finished; what was used
-    while none ran belongs to the last stage (clean-up), or to the start when there was none yet.
-    """
-    if core_s <= 0:
-        return ledger
-    stages = now.stages if now else ()
-    if not stages:
-        return replace(ledger, startup_core_s=ledger.startup_core_s + core_s)
-    run_before = {stage.stage_id: stage.run_time_s for stage in (before.stages if before else ())}
-    weights = {
-        stage.stage_id: (stage.active if stage.running else 0)
-        + max(0.0, stage.run_time_s - run_before.get(stage.stage_id, 0.0))
-        for stage in stages
-    }
-    total = sum(weights.values())
-    if total <= 0:
-        weights, total = {stages[-1].stage_id: 1.0}, 1.0
-    booked = dict(ledger.by_stage)
-    for stage_id, weight in weights.items():
-        if weight:
-            booked[stage_id] = booked.get(stage_id, 0.0) + core_s * weight / total
-    return replace(ledger, by_stage=booked)
-
-
 def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_at: float) -> Plan:
     """The plan of a run that succeeded."""
     # One that was never submitted in the last reading was about to be skipped.
@@ -81,7 +49,7 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
     gaps, lead_s, tail_s = _gaps(
         list(stages.values()), submitted_at=submitted_at, stopped_at=stopped_at, ended_at=ended_at
     )
-    metered = sum(ledger.by_stage.get(stage.stage_id, 0.0) for stage in stages.values())
+    metered = sum(_tally(stage, ledger).core_s for stage in stages.values())
     run_time_s = sum(stage.run_time_s for stage in stages.values())
     # Readings are older than the meter: a short stage's use may have been booked to the stage before it.
     least = _LEAST_BOOKED * metered / run_time_s if run_time_s > 0 else 0.0
@@ -97,6 +65,7 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
             kind=stage.kind,
             after=order[key],
             longest_core_s=core_s * _longest_part(stage),
+            curve=ledgers.curve(_tally(stage, ledger)),
         )
         for key, stage in stages.items()
     )
@@ -104,7 +73,11 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
 
 
 def _core_s(stage: Stage, ledger: Ledger, least: float) -> float:
-    return max(ledger.by_stage.get(stage.stage_id, 0.0), least * stage.run_time_s)
+    return max(_tally(stage, ledger).core_s, least * stage.run_time_s)
+
+
+def _tally(stage: Stage, ledger: Ledger) -> Tally:
+    return ledger.by_stage.get(stage.stage_id, Tally())
 
 
 def _gaps(
@@ -240,7 +213,16 @@ def _mix_stage(
         kind=now.kind or was.kind,
         longest_core_s=mix(was.longest_core_s * factor, now.longest_core_s),
         elasticity=elasticity,
+        curve=_mix_curve(was.curve, now.curve, mix),
     )
+
+
+def _mix_curve(
+    was: tuple[float, ...], now: tuple[float, ...], mix: Callable[[float, float], float]
+) -> tuple[float, ...]:
+    if len(was) != len(now):
+        return now or was
+    return tuple(round(mix(before, after), 4) for before, after in zip(was, now, strict=True))
 
 
 def to_json(profile: Profile) -> dict[str, Any]:
@@ -277,7 +259,10 @@ def _plan_from(values: Mapping[str, Any], version: int) -> Plan:
 
 def _stage_from(values: Mapping[str, Any]) -> StageProfile:
     least, most = _ELASTICITY_RANGE
-    found = StageProfile(**{**_possible(StageProfile, values), "after": tuple(values["after"])})
+    lists = {"after": tuple(values["after"]), "curve": tuple(values.get("curve", ()))}
+    found = StageProfile(**{**_possible(StageProfile, values), **lists})
+    if any(before > after for before, after in pairwise((0.0, *found.curve, 1.0))):
+        raise ValueError(f"impossible curve {found.curve!r}: parts of the work that grow to 1")
     if not least <= found.elasticity <= most:
         raise ValueError(f"impossible elasticity {found.elasticity!r}: it lies between {least:g} and {most:g}")
     return found
@@ -296,6 +281,8 @@ def _fits(declared: str, value: Any) -> bool:
         return isinstance(value, str)
     if declared == "tuple[str, ...]":
         return isinstance(value, list | tuple) and all(isinstance(each, str) for each in value)
+    if declared == "tuple[float, ...]":
+        return isinstance(value, list | tuple) and all(_fits("float", each) for each in value)
     if declared.startswith("tuple"):
         return isinstance(value, tuple)
     if value is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
+from airflow_mlscale.spark import ledger as ledgers
 from airflow_mlscale.spark import policy as policies
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Decision, Observation, Outlook, Plan, Profile, Progress, Promise
@@ -57,9 +58,10 @@ class _Meter:
 
     run: Run
     rng: Random
-    ledger: profiles.Ledger = field(default_factory=profiles.Ledger)
+    ledger: ledgers.Ledger = field(default_factory=ledgers.Ledger)
     latest: Progress | None = None
     _booked: Progress | None = None
+    _booked_at: float = START
     used_core_s: float = 0.0
 
     def read(self) -> None:
@@ -68,8 +70,9 @@ class _Meter:
     def book(self) -> None:
         used = self.run.used_core_s
         used = max(self.used_core_s, self.used_core_s + (used - self.used_core_s) * self.rng.gauss(1.0, _METER_SD))
-        self.ledger = profiles.book(self.ledger, used - self.used_core_s, self._booked, self.latest)
-        self._booked, self.used_core_s = self.latest, used
+        dt_s = self.run.now - self._booked_at
+        self.ledger = ledgers.book(self.ledger, used - self.used_core_s, self._booked, self.latest, dt_s=dt_s)
+        self._booked, self._booked_at, self.used_core_s = self.latest, self.run.now, used
 
     def observation(self) -> Observation:
         return Observation(

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import AsyncCallback
 
 from airflow_mlscale import errors
 from airflow_mlscale.operators import lineage
@@ -21,7 +24,7 @@ from airflow_mlscale.runtime import journal
 from airflow_mlscale.spark.adapters import kubernetes, profile_store, yarn
 from airflow_mlscale.spark.model import Plan, Profile, StageProfile
 from airflow_mlscale.spark.ports import RemoteState
-from tests.fakes import submission
+from tests.fakes import federated_task, submission
 from tests.fakes.kubernetes_api import FakeKubernetes, kubernetes_api
 from tests.fakes.submission import FakeDriver
 from tests.fakes.yarn import FakeYarn, resource_manager
@@ -148,6 +151,71 @@ def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the
     assert summary["met"]
     assert summary["allocator"] == "kubernetes"
     assert [record.seen["stages"] for record in journal.from_rows(store["mlscale_journal"])][-1] == 1
+
+
+HEARD: list[dict[str, Any]] = []
+PAGED = threading.Event()
+
+
+def heard(context: dict[str, Any]) -> None:
+    HEARD.append(context)
+
+
+async def page(context: dict[str, Any], team: str) -> None:
+    HEARD.append({**context, "team": team})
+    PAGED.set()
+
+
+async def until_paged(trigger: Any) -> None:
+    """The life of a triggerer that ends while the application runs."""
+    running = asyncio.create_task(spark_trigger.first_event(trigger))
+    paged = await asyncio.to_thread(PAGED.wait, 120)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+    assert paged
+
+
+def test_callbacks_of_a_deferred_task_hear_of_a_change_at_once_and_once(
+    cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    HEARD.clear()
+    PAGED.clear()
+    job, store, over = KubernetesJob(cluster, monkeypatch), spark_task.Store(), threading.Event()
+    profiled(tmp_path)
+    afterwards: list[dict[str, Any]] = []
+    missing, awaited = "no.such.module.page", AsyncCallback(page, {"team": "ops"})
+    late = {
+        "deadline": timedelta(seconds=1),
+        "on_infeasible": "best_effort",
+        "on_outlook_change": [heard, missing, awaited, afterwards.append],
+    }
+    with submission.spark_home(tmp_path / "spark", job.submit) as spark:
+        monkeypatch.setenv("SPARK_HOME", str(spark))
+        first = deferred(operator(tmp_path, **late), store)
+    assert "give its import path to hear of a change at once" in caplog.text
+    (driver,) = job.drivers
+    driver.patience = over.is_set
+
+    first.task_instance = federated_task.TaskInstance("task", map_index=3)
+    asyncio.run(until_paged(first))
+    assert not driver.finished
+    assert [(context["outlook"], context.get("team")) for context in HEARD] == [
+        ("will_miss", None),
+        ("will_miss", "ops"),
+    ]
+    assert (HEARD[0]["dag_id"], HEARD[0]["task_id"], HEARD[0]["map_index"]) == ("a_dag", "task", 3)
+
+    over.set()
+    second = spark_trigger.restored(first.serialize())  # in the next triggerer
+    event = asyncio.run(asyncio.wait_for(spark_trigger.first_event(second), 60))
+    assert event["state"] == "succeeded"
+    assert afterwards == []
+    summary = operator(tmp_path, **late).execute_complete(spark_task.context(store), event)
+    assert not summary["met"]
+    assert [context["outlook"] for context in afterwards] == ["will_miss"]
+    assert f"on_outlook_change: {missing} failed" in caplog.text  # the task has tried it, too
+    assert len(HEARD) == 2
 
 
 def test_without_deferring_and_without_ceilings_pods_give_back_what_the_deadline_does_not_need(

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from airflow_mlscale.spark import profile as profiles
+from airflow_mlscale.spark import ledger as ledgers
 from airflow_mlscale.spark.model import Mode, Observation, Plan, Profile, Promise
 from airflow_mlscale.spark.policy import RemainingWork
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -52,10 +52,10 @@ def run(
     )
     state = policy.start()
     granted = ceiling = peak = 0.0
-    ledger, booked, used = profiles.Ledger(), None, 0.0
+    ledger, booked, used = ledgers.Ledger(), None, 0.0
     while application.finished_at is None and application.now < 5 * deadline_s:
         progress = application.progress()
-        ledger = profiles.book(ledger, application.used_core_s - used, booked, progress)
+        ledger = ledgers.book(ledger, application.used_core_s - used, booked, progress, dt_s=1.0)
         booked, used = progress, application.used_core_s
         seen = Observation(
             now=application.now,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from airflow_mlscale.spark.changes import HOLD_S, Change, Watch, news
+import json
+from math import inf
+
+from airflow_mlscale.spark import changes
+from airflow_mlscale.spark.changes import HOLD_S, Change, News, Watch
 from airflow_mlscale.spark.model import Outlook
 from tests.fakes.spark_records import record
 
@@ -43,7 +47,38 @@ def test_a_change_tells_times() -> None:
     )
 
 
+def test_a_finish_that_never_comes_has_no_time() -> None:
+    watch = Watch(hold_s=0)
+    change = watch.change(record(10, outlook="will_miss", finish_s=inf))
+    assert change is not None
+    assert (change.finish_at, change.finish_low_at, change.finish_high_at) == (None, None, None)
+
+
+STEPS = [(0, "on_track"), (5, "on_track"), (10, "at_risk"), (15, "at_risk"), (20, "on_track"), (25, "on_track")]
+
+
 def test_that_all_begins_well_is_no_news() -> None:
-    steps = [(0, "on_track"), (5, "on_track"), (10, "at_risk"), (15, "at_risk"), (20, "on_track"), (25, "on_track")]
-    assert [str(change.outlook) for change in news(record(t, outlook=o) for t, o in steps)] == ["at_risk", "on_track"]
-    assert [c.previous for c in news([record(0, outlook="will_miss"), record(5, outlook="will_miss")])] == [None]
+    assert [str(change.outlook) for change in News(record(t, outlook=o) for t, o in STEPS).found] == [
+        "at_risk",
+        "on_track",
+    ]
+    late = News([record(0, outlook="will_miss"), record(5, outlook="will_miss")])
+    assert [change.previous for change in late.found] == [None]
+
+
+def test_who_goes_on_for_another_passes_on_only_what_comes_after() -> None:
+    records = [record(t, outlook=o) for t, o in STEPS]
+    passed_on: list[Change] = []
+    news = News(records[:4], passed_on.append)
+    assert len(news.found) == 1
+    news(records[3])  # at_risk still
+    assert passed_on == []
+    for one in records[4:]:
+        news(one)
+    assert [(str(change.previous), str(change.outlook)) for change in passed_on] == [("at_risk", "on_track")]
+    assert news.found == News(records).found
+
+
+def test_a_change_travels_as_plain_values() -> None:
+    for change in News(record(t, outlook=o, finish_s=90) for t, o in STEPS).found:
+        assert changes.from_row(json.loads(json.dumps(changes.to_row(change)))) == change

@@ -7,7 +7,17 @@ import logging
 import pytest
 
 from airflow_mlscale.spark import narration
-from airflow_mlscale.spark.model import Observation, Plan, Profile, Progress, Promise, Stage, StageProfile, StageStatus
+from airflow_mlscale.spark.model import (
+    Observation,
+    Plan,
+    Profile,
+    Progress,
+    Promise,
+    Stage,
+    StageProfile,
+    StageStatus,
+    Tally,
+)
 from tests.fakes.spark_records import record
 
 PROMISE = Promise(started_at=1000.0, deadline_at=1100.0)
@@ -37,7 +47,7 @@ SEEN = Observation(
     ),
     used_core_s=30.0,
     elapsed_s=60.0,
-    by_stage={0: 21.26, 2: 4.5},
+    by_stage={0: Tally(core_s=21.26), 2: Tally(core_s=4.5)},
 )
 PROFILE = Profile(
     key="job",

@@ -1,19 +1,16 @@
-"""Callbacks, metrics and links of a run, without Spark."""
+"""Metrics and links of a run, without Spark."""
 
 from __future__ import annotations
 
 import socket
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from airflow.sdk import BaseNotifier
 from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
 from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import statsd_logger
 
-from airflow_mlscale import errors
 from airflow_mlscale.hooks import telemetry
 from airflow_mlscale.links.spark import SparkMasterLink, SparkUiLink
 from airflow_mlscale.operators import onlookers
@@ -21,80 +18,6 @@ from airflow_mlscale.operators.spark import DeadlineSparkSubmitOperator
 from airflow_mlscale.runtime.journal import Journal
 from tests.fakes import federated_task
 from tests.fakes.spark_records import record
-
-HEARD: list[dict[str, Any]] = []
-
-
-def heard(context: dict[str, Any]) -> None:
-    """Found by its import path."""
-    HEARD.append(context)
-
-
-class Notifier(BaseNotifier):
-    template_fields = ("message",)
-
-    def __init__(self, told: list[str]) -> None:
-        super().__init__()
-        self.message = "{{ outlook }} after {{ previous }}, due {{ deadline.isoformat() }}"
-        self.told = told
-
-    def notify(self, context: Any) -> None:
-        self.told.append(self.message)
-
-
-def follow(given: Any, *outlooks: str) -> None:
-    """A run whose outlook is each of these for ten seconds."""
-    journal = Journal()
-    context = federated_task.context("task")
-    with onlookers.looking_on(journal, context, onlookers.callbacks(given)):
-        for t in range(10 * len(outlooks)):
-            journal.append(record(t, outlook=outlooks[t // 10], finish_s=90, deadline_s=100))
-
-
-def test_callbacks_hear_of_each_change_with_the_context_and_the_numbers() -> None:
-    calls: list[dict[str, Any]] = []
-    follow(calls.append, "on_track", "at_risk", "will_miss")
-    assert [(call["previous"], call["outlook"]) for call in calls] == [
-        ("on_track", "at_risk"),
-        ("at_risk", "will_miss"),
-    ]
-    first = calls[0]
-    assert first["ti"].task_id == "task"
-    assert first["predicted_finish"] == datetime.fromtimestamp(1090, UTC)
-    assert first["interval"] == (datetime.fromtimestamp(1080, UTC), datetime.fromtimestamp(1100, UTC))
-    assert first["deadline"] == datetime.fromtimestamp(1100, UTC)
-
-
-def test_several_callbacks_a_notifier_and_an_import_path_may_be_given() -> None:
-    HEARD.clear()
-    told: list[str] = []
-    follow([Notifier(told), f"{__name__}.heard"], "at_risk")
-    assert told == ["at_risk after None, due 1970-01-01T00:18:20+00:00"]
-    assert [context["outlook"] for context in HEARD] == ["at_risk"]
-
-
-def test_a_callback_that_raises_is_logged_and_the_next_one_is_called(caplog: pytest.LogCaptureFixture) -> None:
-    def bad(context: Any) -> None:
-        context["outlook"] = "spoilt"  # each has a copy of its own
-        raise RuntimeError("nobody home")
-
-    calls: list[dict[str, Any]] = []
-    follow([bad, "no.such.module.function", calls.append], "at_risk")
-    assert [call["outlook"] for call in calls] == ["at_risk"]
-    assert "nobody home" in caplog.text
-    assert "no.such.module.function failed" in caplog.text
-
-
-async def later(context: Any) -> None:
-    """Asynchronous: refused."""
-
-
-@pytest.mark.parametrize("given", [3, "notapath", "a..b", later, [print, None]])
-def test_what_cannot_be_called_breaks_the_dag_at_once(given: Any) -> None:
-    with pytest.raises(
-        errors.InvalidInputError, match=r"on_outlook_change=.*must be a function that takes the context"
-    ):
-        DeadlineSparkSubmitOperator(task_id="t", application="/job.py", deadline="PT1H", on_outlook_change=given)
 
 
 @pytest.fixture
@@ -175,7 +98,7 @@ def test_the_links_are_known_to_the_serialised_dag() -> None:
     from airflow.serialization.serialized_objects import DagSerialization
 
     with DAG("d") as dag:
-        DeadlineSparkSubmitOperator(task_id="t", application="/job.py", deadline="PT1H", on_outlook_change=heard)
+        DeadlineSparkSubmitOperator(task_id="t", application="/job.py", deadline="PT1H", on_outlook_change=print)
     task = DagSerialization.from_dict(DagSerialization.to_dict(dag)).get_task("t")
     assert {link.name: link.xcom_key for link in task.operator_extra_links} == {
         "Spark UI": "mlscale_spark_ui",

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from airflow_mlscale import errors
 from airflow_mlscale.cpu.ports import LONGEST_TTL_S
 from airflow_mlscale.spark import estimate, policy
-from airflow_mlscale.spark.estimate import Beta, Tally
+from airflow_mlscale.spark.estimate import Beta
 from airflow_mlscale.spark.model import (
     Decision,
     Mode,
@@ -25,6 +25,7 @@ from airflow_mlscale.spark.model import (
     Stage,
     StageProfile,
     StageStatus,
+    Tally,
 )
 from airflow_mlscale.spark.settings import DeadlineSettings
 
@@ -46,7 +47,7 @@ def stage(name: str, stage_id: int, *, tasks: int, complete: int, active: int = 
 
 
 def seen(
-    *stages: Stage, now: float = 10.0, used: float = 0.0, slots: int = 2, by_stage: dict[int, float] | None = None
+    *stages: Stage, now: float = 10.0, used: float = 0.0, slots: int = 2, by_stage: dict[int, Tally] | None = None
 ) -> Observation:
     progress = Progress(at=now, application_id="a", stages=stages, slots=slots) if stages else None
     return Observation(now=now, progress=progress, used_core_s=used, elapsed_s=now, by_stage=by_stage or {})
@@ -66,13 +67,8 @@ def decide(
     return law(observation, state or law.start(), 1.0)
 
 
-def left(observation: Observation, tallies: dict[int, Tally] | None = None, **costs: Any) -> estimate.Left:
-    found = tallies or tally(observation)
-    return estimate.left(PLAN, observation, found, Beta(**costs), slots=2.0, lead_left_s=4.0)
-
-
-def tally(observation: Observation) -> dict[int, Tally]:
-    return dict(estimate.tallied({}, observation, 1.0))
+def left(observation: Observation, **costs: Any) -> estimate.Left:
+    return estimate.left(PLAN, observation, Beta(**costs), slots=2.0, lead_left_s=4.0)
 
 
 TRUST = 0.1
@@ -92,7 +88,7 @@ def test_before_the_start_everything_is_left() -> None:
 def test_finished_tasks_count_and_running_ones_only_as_metered() -> None:
     live = stage("read", 0, tasks=10, complete=4, active=2, run_time_s=4.0)
     # 10·4/10 = 4 are done; of 5 task-seconds and core-seconds 1 is that of the running ones
-    found = left(seen(live), {0: Tally(core_s=5.0, task_s=5.0)})
+    found = left(seen(live, by_stage={0: Tally(core_s=5.0, task_s=5.0)}))
     assert found.done_core_s == pytest.approx(5.0)
     assert works(found) == [5.0, 20.0]
     assert found.start_s == 0.0
@@ -100,7 +96,7 @@ def test_finished_tasks_count_and_running_ones_only_as_metered() -> None:
 
 def test_running_tasks_never_count_in_full() -> None:
     live = stage("read", 0, tasks=10, complete=4, active=2)
-    assert left(seen(live), {0: Tally(core_s=1000.0, task_s=9.0)}).done_core_s == pytest.approx(4 + 0.8 * 2)
+    assert left(seen(live, by_stage={0: Tally(core_s=1000.0, task_s=9.0)})).done_core_s == pytest.approx(4 + 0.8 * 2)
 
 
 def test_a_profiled_stage_that_never_came_is_dropped() -> None:
@@ -140,8 +136,8 @@ def test_a_gap_that_has_begun_is_shorter() -> None:
 
 
 def beta(*stages: Stage, by_stage: dict[int, float], plan: Plan = PLAN) -> Beta:
-    observation = seen(*stages, by_stage=by_stage)
-    return estimate.beta(plan, observation, tally(observation), trust=TRUST)
+    tallies = {stage_id: Tally(core_s=core_s) for stage_id, core_s in by_stage.items()}
+    return estimate.beta(plan, seen(*stages, by_stage=tallies), trust=TRUST)
 
 
 def test_work_that_costs_twice_the_profile_is_expected_to_go_on_so() -> None:
@@ -359,7 +355,7 @@ def test_the_longest_task_of_a_stage_may_be_the_last_one() -> None:
     plan = replace(PLAN, stages=(replace(PLAN.stages[0], longest_core_s=4.0),))
     last = stage("read", 0, tasks=10, complete=9, active=1, run_time_s=9.0)
     tallies = {0: Tally(core_s=10.0, task_s=10.0, last_wave_core_s=1.0)}
-    found = estimate.left(plan, seen(last), tallies, Beta(), slots=2.0, lead_left_s=0.0)
+    found = estimate.left(plan, seen(last, by_stage=tallies), Beta(), slots=2.0, lead_left_s=0.0)
     assert works(found) == [3.0]  # 4 less what it got, not the 0.2 that a mean task still had to do
     assert found.longest_core_s == 4.0
 

@@ -11,6 +11,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from airflow_mlscale import errors
+from airflow_mlscale.spark import ledger as ledgers
 from airflow_mlscale.spark import policy
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark import run as runs
@@ -25,6 +26,7 @@ from airflow_mlscale.spark.model import (
     Stage,
     StageProfile,
     StageStatus,
+    Tally,
     keyed,
 )
 from airflow_mlscale.spark.settings import DeadlineSettings
@@ -49,21 +51,46 @@ def plan(*costs: float, input_bytes: int = 0) -> Plan:
     return Plan(stages=stages)
 
 
+def booked(ledger: ledgers.Ledger) -> dict[int, float]:
+    return {stage_id: tally.core_s for stage_id, tally in ledger.by_stage.items()}
+
+
 def test_core_seconds_go_to_the_stages_that_ran() -> None:
-    nothing = profiles.book(profiles.Ledger(), 3.0, None, None)
+    nothing = ledgers.book(ledgers.Ledger(), 3.0, None, None, dt_s=1.0)
     assert nothing.startup_core_s == 3.0
     first = progress(stage(0, status="ACTIVE", active=3, complete=0), stage(1, status="ACTIVE", active=1, complete=0))
-    ledger = profiles.book(nothing, 2.0, None, first)
-    assert dict(ledger.by_stage) == {0: 1.5, 1: 0.5}
+    ledger = ledgers.book(nothing, 2.0, None, first, dt_s=1.0)
+    assert booked(ledger) == {0: 1.5, 1: 0.5}
     over = progress(stage(0, completed_at=9.0), stage(1, completed_at=9.0))
-    ledger = profiles.book(ledger, 0.4, over, over)  # clean-up belongs to the last stage
-    assert dict(ledger.by_stage) == {0: 1.5, 1: pytest.approx(0.9)}
+    ledger = ledgers.book(ledger, 0.4, over, over, dt_s=1.0)  # clean-up belongs to the last stage
+    assert booked(ledger) == {0: 1.5, 1: pytest.approx(0.9)}
 
 
 def test_a_stage_too_short_to_be_seen_running_is_booked_by_its_run_time() -> None:
     before = progress(stage(0, run_time_s=1.0))
     after = progress(stage(0, run_time_s=1.0), stage(1, run_time_s=0.3))
-    assert dict(profiles.book(profiles.Ledger(), 0.5, before, after).by_stage) == {1: 0.5}
+    ledger = ledgers.book(ledgers.Ledger(), 0.5, before, after, dt_s=1.0)
+    assert booked(ledger) == {0: 0.0, 1: 0.5}
+
+
+def test_first_tasks_that_cost_more_are_learned() -> None:
+    ledger, before = ledgers.Ledger(), None
+    # one task at a time: the first takes 4 s, the others 1 s each
+    for complete, seconds in ((0, 4.0), (1, 1.0), (2, 1.0), (3, 1.0), (4, 0.0)):
+        run_time_s = 0.0 if not complete else 3.0 + complete
+        times = {"completed_at": 7.0} if complete == 4 else {"active": 1}
+        status = "COMPLETE" if complete == 4 else "ACTIVE"
+        now = progress(stage(0, status=status, complete=complete, run_time_s=run_time_s, **times))
+        ledger = ledgers.book(ledger, seconds, before, now, dt_s=seconds)
+        before = now
+    known = StageProfile(key="s#0", core_s=7.0, tasks=4, curve=ledgers.curve(ledger.by_stage[0]))
+    assert [known.part_done(n, 4) for n in range(5)] == [0.0, *(pytest.approx(n / 7, abs=1e-3) for n in (4, 5, 6, 7))]
+    assert known.part_done(1, 8) == pytest.approx(2 / 7, abs=1e-3)
+
+
+def test_without_a_curve_all_tasks_cost_the_same() -> None:
+    assert StageProfile(key="s#0", core_s=7.0, tasks=4).part_done(1, 4) == 0.25
+    assert ledgers.curve(Tally(core_s=3.0, marks=(1.0, 2.0))) == ()  # nobody saw its end
 
 
 def test_gaps_are_times_without_any_stage() -> None:
@@ -73,20 +100,20 @@ def test_gaps_are_times_without_any_stage() -> None:
         stage(2, "c", submitted_at=115.0, completed_at=118.0),
         stage(3, "d", status="PENDING"),
     )
-    learned = profiles.observed(profiles.Ledger(2.0, {0: 1.0}), seen, submitted_at=100.0, ended_at=119.5)
+    learned = profiles.observed(ledgers.Ledger(2.0, {0: Tally(core_s=1.0)}), seen, submitted_at=100.0, ended_at=119.5)
     assert [(known.key, known.gap_s) for known in learned.stages] == [("a#0", 0.0), ("b#0", 0.0), ("c#0", 3.0)]
     assert (learned.lead_s, learned.tail_s, learned.startup_core_s) == (5.0, 1.5, 2.0)
 
 
 def test_a_stage_running_in_the_last_reading_ended_soon_after_it() -> None:
     seen = progress(stage(0, "a", status="ACTIVE", submitted_at=105.0), at=108.0)
-    learned = profiles.observed(profiles.Ledger(), seen, submitted_at=100.0, ended_at=110.0)
+    learned = profiles.observed(ledgers.Ledger(), seen, submitted_at=100.0, ended_at=110.0)
     assert (learned.lead_s, learned.tail_s) == (5.0, 1.5)  # 110 − 108 − 0.5 until the next reading
 
 
 def test_without_a_meter_the_run_time_is_learned() -> None:
     seen = progress(stage(0, "a", run_time_s=7.0, submitted_at=1.0, completed_at=2.0))
-    assert profiles.observed(profiles.Ledger(), seen, submitted_at=0.0, ended_at=3.0).core_s == 7.0
+    assert profiles.observed(ledgers.Ledger(), seen, submitted_at=0.0, ended_at=3.0).core_s == 7.0
 
 
 def test_skipped_stages_keep_their_number() -> None:
@@ -182,6 +209,8 @@ IMPOSSIBLE = [
     *(("stage", name, value) for name in ("tasks", "input_bytes", "records") for value in (-1, 1.5, "8", None)),
     *(("plan", "runs", value) for value in (-1, 1.5, "8", None)),
     ("stage", "core_s", None),
+    ("stage", "curve", [0.5, "x", 1.0]),
+    ("stage", "curve", [0.8, 0.5, 1.0]),
     ("stage", "elasticity", 1e9),  # 5 ** 1e9 overflows
     ("stage", "key", 7),
     ("stage", "kind", None),
@@ -365,13 +394,13 @@ def timed(stage_id: int, name: str, begin: float, end: float) -> Stage:
 
 def test_the_graph_is_learned_from_who_waited_for_whom() -> None:
     seen = progress(timed(0, "a", 0, 5), timed(1, "b", 0, 9), timed(2, "c", 5.003, 7), timed(3, "d", 9.001, 12))
-    learned = profiles.observed(profiles.Ledger(0.0, {0: 1.0}), seen, submitted_at=0.0, ended_at=12.0)
+    learned = profiles.observed(ledgers.Ledger(0.0, {0: Tally(core_s=1.0)}), seen, submitted_at=0.0, ended_at=12.0)
     assert [known.after for known in learned.stages] == [(), (), ("a#0",), ("b#0",)]
 
 
 def test_the_longest_task_is_learned_as_its_part_of_the_work() -> None:
     seen = progress(stage(0, "a", run_time_s=8.0, longest_s=4.0, submitted_at=0.0, completed_at=5.0))
-    learned = profiles.observed(profiles.Ledger(0.0, {0: 6.0}), seen, submitted_at=0.0, ended_at=5.0)
+    learned = profiles.observed(ledgers.Ledger(0.0, {0: Tally(core_s=6.0)}), seen, submitted_at=0.0, ended_at=5.0)
     assert learned.stages[0].longest_core_s == 3.0  # 6 · 4/8
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import threading
 
 import pytest
@@ -58,3 +60,44 @@ def test_one_that_hangs_is_left_behind(caplog: pytest.LogCaptureFixture) -> None
         aside(record(0))
     assert "the sleeper was still busy" in caplog.text
     never.set()
+
+
+async def test_the_event_loop_goes_on_while_a_listener_is_waited_for() -> None:
+    go_on, told = threading.Event(), []
+
+    def busy(number: int) -> None:
+        if go_on.wait(30):
+            told.append(number)
+
+    async with Aside(busy, "busy") as aside:
+        aside(1)
+        asyncio.get_running_loop().call_soon(go_on.set)  # while this is left, or never
+    assert told == [1]
+
+
+async def test_who_is_cancelled_waits_for_nobody() -> None:
+    never, begun = threading.Event(), asyncio.Event()
+
+    async def follow() -> None:
+        async with Aside(lambda _: never.wait(300) and None, "the sleeper", patience_s=300) as aside:
+            aside(1)
+            begun.set()
+            await asyncio.Event().wait()
+
+    following = asyncio.create_task(follow())
+    await begun.wait()
+    following.cancel()
+    try:
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(following, 60)
+    finally:
+        never.set()
+
+
+def test_a_listener_is_in_the_context_of_who_made_it() -> None:
+    task: contextvars.ContextVar[str] = contextvars.ContextVar("task")
+    task.set("mine")
+    told: list[str] = []
+    with Aside(lambda _: told.append(task.get("nobody's")), "test") as aside:
+        aside(1)
+    assert told == ["mine"]
