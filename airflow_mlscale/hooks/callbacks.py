@@ -19,15 +19,16 @@ from datetime import UTC, datetime
 from pkgutil import resolve_name
 from typing import Any
 
-from airflow.sdk import AsyncCallback, BaseNotifier, SyncCallback
+from airflow.sdk import BaseNotifier
+from airflow.sdk.definitions.callback import Callback
 
 from airflow_mlscale import errors
 from airflow_mlscale.spark.changes import Change
 
 log = logging.getLogger(__name__)
 
-Given = Callable[[dict[str, Any]], object] | str | AsyncCallback | SyncCallback
-"""What users give: see `checked`."""
+Given = Callable[[dict[str, Any]], object] | str | Callback
+"""What users give: see `checked`. A `Callback` is Airflow's ``AsyncCallback`` or ``SyncCallback``."""
 
 PATIENCE_S = 30.0
 """How long a run that has ended waits for its callbacks."""
@@ -52,7 +53,7 @@ def checked(given: Any) -> tuple[Given, ...]:
     """
     found = () if given is None else tuple(given) if isinstance(given, (list, tuple)) else (given,)
     for each in found:
-        if isinstance(each, (AsyncCallback, SyncCallback)):
+        if isinstance(each, Callback):
             _check_arguments(each)
         elif isinstance(each, str) and all(part.isidentifier() for part in each.split(".")) and "." in each:
             continue
@@ -66,7 +67,7 @@ def checked(given: Any) -> tuple[Given, ...]:
     return found
 
 
-def _check_arguments(given: AsyncCallback | SyncCallback) -> None:
+def _check_arguments(given: Callback) -> None:
     try:
         json.dumps(given.kwargs)
     except (TypeError, ValueError) as exc:
@@ -79,7 +80,7 @@ def _check_arguments(given: AsyncCallback | SyncCallback) -> None:
 
 def by_path(given: Given) -> Callee | None:
     """How another process finds it; None for what only this one has."""
-    if isinstance(given, (AsyncCallback, SyncCallback)):
+    if isinstance(given, Callback):
         return Callee(path=given.path, kwargs=json.loads(json.dumps(given.kwargs)))
     path = given if isinstance(given, str) else _own_path(given)
     return None if path is None else Callee(path=path)
@@ -99,10 +100,10 @@ def _own_path(given: object) -> str | None:
 def travelling(given: Sequence[Given]) -> list[dict[str, Any]]:
     """Those whom a triggerer can call, as plain values; a warning names the others."""
     callees = [by_path(each) for each in given]
-    left = [str(each) for each, callee in zip(given, callees, strict=True) if callee is None]
+    left = [_name(each) for each, callee in zip(given, callees, strict=True) if callee is None]
     if left:
         log.warning(
-            "on_outlook_change: the triggerer cannot call %s: it is told when the task comes back, at the end; "
+            "on_outlook_change: %s cannot be called by the triggerer, only when the task comes back, at the end; "
             "give its import path to hear of a change at once",
             ", ".join(left),
         )
@@ -143,12 +144,18 @@ class Teller:
                 else:
                     call(resolve_name(callee.path), callee.kwargs, dict(context))
             except Exception:  # who is told must not stop who works
-                log.exception("on_outlook_change: %s failed", callee.path if callee else each)
+                log.exception("on_outlook_change: %s failed", _name(each))
+
+
+def _name(given: Given) -> str:
+    """For the log, without what may be bound to it: that may be secret."""
+    callee = _named(given)
+    return callee.path if callee else str(getattr(given, "__qualname__", type(given).__qualname__))
 
 
 def _named(given: Given) -> Callee | None:
     """Who was given by a path, rather than as an object."""
-    return by_path(given) if isinstance(given, (str, AsyncCallback, SyncCallback)) else None
+    return by_path(given) if isinstance(given, (str, Callback)) else None
 
 
 @dataclass
@@ -192,7 +199,7 @@ class Herald:
                 self._functions[path] = resolve_name(path)
             except Exception as exc:  # whatever a stranger's module does when it is imported
                 log.warning(
-                    "on_outlook_change: the triggerer cannot import %s (%s): it is told when the task comes back, "
+                    "on_outlook_change: the triggerer cannot import %s (%s), it is called when the task comes back, "
                     "at the end; install its module where triggerers run",
                     path,
                     exc,
@@ -230,7 +237,7 @@ def call(function: Any, kwargs: Mapping[str, Any] | None, context: dict[str, Any
         asyncio.run(_end(answer))
 
 
-def _notified(notifier: BaseNotifier, context: dict[str, Any]) -> Any:
+def _notified(notifier: BaseNotifier, context: Any) -> Any:
     """Let it notify; returns what is still to be awaited."""
     if type(notifier).notify is not BaseNotifier.notify:
         return notifier(context)

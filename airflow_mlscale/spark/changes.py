@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import InitVar, asdict, dataclass, field, replace
-from math import isfinite
+from math import inf, isfinite
 from typing import Any
 
 from airflow_mlscale.runtime.journal import Record, Value
@@ -112,4 +112,5 @@ def from_row(row: Mapping[str, Any]) -> Change:
 
 
 def _at(started_at: float, seconds: Value) -> float | None:
-    return None if seconds is None or not isfinite(seconds := float(seconds)) else started_at + seconds
+    at = inf if seconds is None else started_at + float(seconds)
+    return at if isfinite(at) else None

@@ -6,32 +6,25 @@ spark-submit itself is a stand-in: without a cluster it could not do anything.
 from __future__ import annotations
 
 import asyncio
-import json
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
-from airflow.sdk import AsyncCallback
 
 from airflow_mlscale import errors
 from airflow_mlscale.operators import lineage
 from airflow_mlscale.runtime import journal
-from airflow_mlscale.spark.adapters import kubernetes, profile_store, yarn
-from airflow_mlscale.spark.model import Plan, Profile, StageProfile
+from airflow_mlscale.spark.adapters import kubernetes, yarn
 from airflow_mlscale.spark.ports import RemoteState
-from tests.fakes import federated_task, submission
+from tests.fakes import submission
 from tests.fakes.kubernetes_api import FakeKubernetes, kubernetes_api
+from tests.fakes.spark_remote import STAGE, KubernetesJob, connect, deferred, ended, operator, profiled
 from tests.fakes.submission import FakeDriver
 from tests.fakes.yarn import FakeYarn, resource_manager
 from tests.integration import spark_task, spark_trigger
-
-KEY = "remote"
-STAGE = "count at job.py:1#0"
 
 
 @pytest.fixture(autouse=True)
@@ -49,75 +42,6 @@ def cluster() -> Iterator[FakeKubernetes]:
 def manager() -> Iterator[FakeYarn]:
     with resource_manager() as state:
         yield state
-
-
-def operator(folder: Path, **arguments: object) -> Any:
-    from airflow_mlscale.operators.spark import DeadlineSparkSubmitOperator
-
-    given = {
-        "application": "local:///opt/job.py",
-        "conf": {"spark.executor.cores": "2"},
-        "num_executors": 1,
-        "deploy_mode": "cluster",
-        "deferrable": True,
-        "deadline": timedelta(seconds=100),
-        "mode": "reserve",
-        "name": KEY,
-        "profile_store": str(folder),
-        "tuning": {"read_period_s": 0.1, "period_s": 0.1},
-        **arguments,
-    }
-    return DeadlineSparkSubmitOperator(task_id="task", **given)
-
-
-def connect(monkeypatch: pytest.MonkeyPatch, **connection: object) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_MLSCALE_SPARK", json.dumps({"conn_type": "mlscale_spark", **connection}))
-
-
-def deferred(task: Any, store: spark_task.Store) -> Any:
-    from airflow.sdk.exceptions import TaskDeferred
-
-    with pytest.raises(TaskDeferred) as left:
-        task.execute(spark_task.context(store))
-    return spark_trigger.restored(left.value.trigger.serialize())
-
-
-def profiled(folder: Path) -> None:
-    """Earlier runs took ten core-seconds: a fraction of a core suffices for 100 s."""
-    plan = Plan(stages=(StageProfile(key=STAGE, core_s=10.0, tasks=8),), runs=3)
-    profile_store.ProfileFiles(str(folder)).save(Profile(key=KEY, plans=(plan,)))
-
-
-class KubernetesJob:
-    """What spark-submit makes in the cluster: a driver pod, and one executor with the CPU that was asked for."""
-
-    def __init__(self, cluster: FakeKubernetes, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.cluster = cluster
-        self.drivers: list[FakeDriver] = []
-        cluster.proxied = self.proxied
-        connect(monkeypatch, host="k8s://http://127.0.0.1", port=int(cluster.url.rpartition(":")[2]))
-
-    def proxied(self, pod: str, path: str) -> tuple[int, Any]:
-        assert pod == "job-driver:4040"
-        answer = self.drivers[0].answer(path.removeprefix("/api/v1"))
-        if self.drivers[0].finished:
-            ended(self.cluster, "job-driver", exit_code=0)
-        return 200 if answer else 404, answer
-
-    def submit(self, arguments: list[str]) -> str:
-        given = submission.properties(arguments)
-        run = given["spark.kubernetes.driver.label.mlscale-run"]
-        assert given["spark.kubernetes.submission.waitAppCompletion"] == "false"
-        assert given["spark.kubernetes.executor.label.mlscale-run"] == run == given["spark.mlscale.run"]
-        self.cluster.add("job-driver", labels={"spark-role": "driver", "mlscale-run": run})
-        self.cluster.add(
-            "job-exec-1",
-            labels={"spark-role": "executor", "mlscale-run": run, "spark-exec-id": "1"},
-            request=given["spark.kubernetes.executor.request.cores"],
-            limit=given["spark.kubernetes.executor.limit.cores"],
-        )
-        self.drivers.append(FakeDriver(run, patience=lambda: bool(self.cluster.resizes())))
-        return "LoggingPodStatusWatcherImpl: Deployed Spark application"
 
 
 def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the_api_server(
@@ -153,71 +77,6 @@ def test_on_kubernetes_the_trigger_resizes_pods_and_reads_the_driver_through_the
     assert [record.seen["stages"] for record in journal.from_rows(store["mlscale_journal"])][-1] == 1
 
 
-HEARD: list[dict[str, Any]] = []
-PAGED = threading.Event()
-
-
-def heard(context: dict[str, Any]) -> None:
-    HEARD.append(context)
-
-
-async def page(context: dict[str, Any], team: str) -> None:
-    HEARD.append({**context, "team": team})
-    PAGED.set()
-
-
-async def until_paged(trigger: Any) -> None:
-    """The life of a triggerer that ends while the application runs."""
-    running = asyncio.create_task(spark_trigger.first_event(trigger))
-    paged = await asyncio.to_thread(PAGED.wait, 120)
-    running.cancel()
-    with suppress(asyncio.CancelledError):
-        await running
-    assert paged
-
-
-def test_callbacks_of_a_deferred_task_hear_of_a_change_at_once_and_once(
-    cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    HEARD.clear()
-    PAGED.clear()
-    job, store, over = KubernetesJob(cluster, monkeypatch), spark_task.Store(), threading.Event()
-    profiled(tmp_path)
-    afterwards: list[dict[str, Any]] = []
-    missing, awaited = "no.such.module.page", AsyncCallback(page, {"team": "ops"})
-    late = {
-        "deadline": timedelta(seconds=1),
-        "on_infeasible": "best_effort",
-        "on_outlook_change": [heard, missing, awaited, afterwards.append],
-    }
-    with submission.spark_home(tmp_path / "spark", job.submit) as spark:
-        monkeypatch.setenv("SPARK_HOME", str(spark))
-        first = deferred(operator(tmp_path, **late), store)
-    assert "give its import path to hear of a change at once" in caplog.text
-    (driver,) = job.drivers
-    driver.patience = over.is_set
-
-    first.task_instance = federated_task.TaskInstance("task", map_index=3)
-    asyncio.run(until_paged(first))
-    assert not driver.finished
-    assert [(context["outlook"], context.get("team")) for context in HEARD] == [
-        ("will_miss", None),
-        ("will_miss", "ops"),
-    ]
-    assert (HEARD[0]["dag_id"], HEARD[0]["task_id"], HEARD[0]["map_index"]) == ("a_dag", "task", 3)
-
-    over.set()
-    second = spark_trigger.restored(first.serialize())  # in the next triggerer
-    event = asyncio.run(asyncio.wait_for(spark_trigger.first_event(second), 60))
-    assert event["state"] == "succeeded"
-    assert afterwards == []
-    summary = operator(tmp_path, **late).execute_complete(spark_task.context(store), event)
-    assert not summary["met"]
-    assert [context["outlook"] for context in afterwards] == ["will_miss"]
-    assert f"on_outlook_change: {missing} failed" in caplog.text  # the task has tried it, too
-    assert len(HEARD) == 2
-
-
 def test_without_deferring_and_without_ceilings_pods_give_back_what_the_deadline_does_not_need(
     cluster: FakeKubernetes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,14 +92,6 @@ def test_without_deferring_and_without_ceilings_pods_give_back_what_the_deadline
     asked = container["resources"]
     assert (asked["requests"]["cpu"] != "1999m", asked["limits"]["cpu"]) == (True, "2000m")
     assert cluster.cpu("job-exec-1") == ("1999m", "2000m")
-
-
-def ended(cluster: FakeKubernetes, name: str, *, exit_code: int, reason: str = "Completed") -> None:
-    pod = cluster.pods["default", name]
-    pod["status"]["phase"] = "Failed" if exit_code else "Succeeded"
-    finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    terminated = {"exitCode": exit_code, "reason": reason, "finishedAt": finished}
-    pod["status"]["containerStatuses"][0]["state"] = {"terminated": terminated}
 
 
 def test_a_driver_pod_tells_why_it_waits_why_it_failed_and_that_it_is_gone(cluster: FakeKubernetes) -> None:
