@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
@@ -129,6 +130,31 @@ async def test_another_application_on_the_same_port_is_not_ours(real: Driver) ->
         assert await stranger.read() is None
     finally:
         await stranger.close()
+
+
+async def test_the_first_answer_of_a_driver_that_begins_is_waited_for() -> None:
+    late = threading.Event()
+
+    def answer(method: str, path: str, body: bytes) -> tuple[int, bytes]:
+        late.wait(60)
+        found = {
+            "": b'[{"id": "a"}]',
+            "/a/environment": b'{"sparkProperties": [["spark.mlscale.run", "r"]]}',
+            "/a/stages": b"[]",
+            "/a/executors": b"[]",
+        }
+        return 200, found[path.removeprefix("/api/v1/applications")]
+
+    with submission.http_server(answer) as url:
+        port = rest.RestProgress(url, "r", timeout_s=0.1)
+        asyncio.get_running_loop().call_later(0.5, late.set)
+        try:
+            progress = await port.read()
+        finally:
+            late.set()
+            await port.close()
+    assert progress is not None
+    assert progress.application_id == "a"
 
 
 def iteration(stage_id: int, status: str) -> dict[str, object]:

@@ -17,6 +17,9 @@ from airflow_mlscale.spark.model import Progress, Stage, StageStatus
 RUN_PROPERTY = "spark.mlscale.run"
 """Spark property that tells our application from another one that took the same port."""
 
+FIRST_ANSWER_S = 30.0
+"""For each request until the application is known: a driver that begins answers late the first time, on a busy host
+after more than ten seconds, and has a page of errors in its log about whoever hung up meanwhile."""
 
 _FIELDS = (
     *("stageId", "attemptId", "name", "status", "submissionTime", "completionTime", "executorRunTime"),
@@ -37,7 +40,8 @@ class RestProgress:
         Args:
             url: such as ``http://127.0.0.1:4040``.
             run: value of `RUN_PROPERTY` that the application was submitted with.
-            timeout_s: for one request; answers mostly take milliseconds, now and then seconds.
+            timeout_s: for one request once the application is known (before, `FIRST_ANSWER_S`); answers mostly take
+                milliseconds, now and then seconds.
         """
         self.url = url
         self.run = run
@@ -91,7 +95,8 @@ class RestProgress:
         return replace(stage, longest_s=self._longest_s[stage.stage_id])
 
     async def _get(self, path: str) -> Any:
-        reply = await self._client.get(path)
+        begun = self._application is not None
+        reply = await self._client.get(path, timeout=httpx.USE_CLIENT_DEFAULT if begun else FIRST_ANSWER_S)
         reply.raise_for_status()
         return reply.json()
 
