@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
 
-from airflow_mlscale import __version__
+from airflow_mlscale import __version__, errors
+from airflow_mlscale.runtime import deadlines
 from airflow_mlscale.spark.model import Promise
 
 FACET = "mlscale_deadline"
@@ -29,13 +30,14 @@ def deadline_facets(deadline: object, promise: Promise | None, summary: Mapping[
     except ImportError:
         return {}
     known = summary or {}
+    deadline_at, deadline_s = _said(deadline) if promise is None else (promise.deadline_at, promise.duration_s)
     return {
         FACET: facet(
             producer=PRODUCER,
             deadline=str(deadline),
             startedAt=None if promise is None else _iso(promise.started_at),
-            deadlineAt=None if promise is None else _iso(promise.deadline_at),
-            deadlineSeconds=None if promise is None else round(promise.duration_s, 1),
+            deadlineAt=None if deadline_at is None else _iso(deadline_at),
+            deadlineSeconds=None if deadline_s is None else round(deadline_s, 1),
             outlook=known.get("outlook"),
             predictedFinishSeconds=known.get("predicted_finish_s"),
             met=known.get("met"),
@@ -85,6 +87,15 @@ def _facet_class() -> Any:
         applicationId: str | None
 
     return DeadlineRunFacet
+
+
+def _said(deadline: object) -> tuple[float | None, float | None]:
+    """What is known before the task has begun: an absolute time (seconds since the epoch), or a duration in seconds."""
+    try:
+        value = deadlines.meant(deadline)
+    except errors.InvalidInputError:  # that of the DAG run, or one that the task is going to refuse
+        return None, None
+    return (None, value.total_seconds()) if isinstance(value, timedelta) else (value.timestamp(), None)
 
 
 def _iso(at: float) -> str:

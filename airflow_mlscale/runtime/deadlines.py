@@ -33,21 +33,38 @@ def resolve(deadline: Any, *, started_at: datetime) -> datetime:
         InvalidInputError: not one of the forms that `FIX` lists, not positive, or not later than ``started_at``
             where it is absolute.
     """
+    value = meant(deadline)
+    try:
+        return started_at + value if isinstance(value, timedelta) else value
+    except OverflowError as exc:
+        raise _too_long(deadline) from exc
+
+
+def meant(deadline: Any) -> timedelta | datetime:
+    """What a deadline says by itself: a duration from the start of the task, or an absolute time.
+
+    Raises:
+        InvalidInputError: as in `resolve`.
+    """
     value = _parsed(deadline) if isinstance(deadline, str) else deadline
     try:
         if isinstance(value, (int, float)) and not isinstance(value, bool) and isfinite(value):
             value = timedelta(seconds=value)
-        if isinstance(value, timedelta):
-            if value <= timedelta(0):
-                raise errors.InvalidInputError("deadline", deadline, "a duration must be longer than nothing")
-            return started_at + value
     except OverflowError as exc:
-        raise errors.InvalidInputError("deadline", deadline, "a duration must end before the year 10000") from exc
+        raise _too_long(deadline) from exc
+    if isinstance(value, timedelta):
+        if value <= timedelta(0):
+            raise errors.InvalidInputError("deadline", deadline, "a duration must be longer than nothing")
+        return value
     if isinstance(value, datetime):
         if value.tzinfo is None:
             raise errors.InvalidInputError("deadline", deadline, "a date and time needs a time zone")
         return value
     raise errors.InvalidInputError("deadline", deadline, FIX)
+
+
+def _too_long(deadline: Any) -> errors.InvalidInputError:
+    return errors.InvalidInputError("deadline", deadline, "a duration must end before the year 10000")
 
 
 def check_ahead(deadline: Any, deadline_at: datetime, *, now: datetime) -> None:

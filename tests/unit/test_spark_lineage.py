@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 from openlineage.client.generated.base import RunFacet
@@ -51,10 +51,24 @@ def test_the_facet_has_the_promise_and_what_became_of_it() -> None:
     }
 
 
-def test_at_the_start_only_the_deadline_is_known() -> None:
-    (facet,) = lineage.deadline_facets("PT10M", None, None).values()
+@pytest.mark.parametrize(
+    ("deadline", "known"),
+    [
+        ("PT10M", {"deadlineSeconds": 600.0}),
+        (timedelta(minutes=10), {"deadlineSeconds": 600.0}),
+        (datetime(2026, 3, 1, 12, 0, tzinfo=UTC), {"deadlineAt": "2026-03-01T12:00:00+00:00"}),
+        ("2026-03-01T13:00:00+01:00", {"deadlineAt": "2026-03-01T12:00:00+00:00"}),
+        ("dag", {}),
+        ("soon", {}),  # the task is going to refuse it
+    ],
+)
+def test_at_the_start_only_the_deadline_is_known(deadline: object, known: dict[str, object]) -> None:
+    (facet,) = lineage.deadline_facets(deadline, None, None).values()
     told = json.loads(Serde.to_json(facet))
-    assert {name for name in told if not name.startswith("_")} == {"deadline"}
+    assert {name: value for name, value in told.items() if not name.startswith("_")} == {
+        "deadline": str(deadline),
+        **known,
+    }
 
 
 def test_without_the_openlineage_provider_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
