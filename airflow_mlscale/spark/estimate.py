@@ -175,7 +175,9 @@ def _evidence(known: StageProfile, stage: Stage, seen: Observation) -> _Evidence
     tally = seen.by_stage.get(stage.stage_id)
     if tally is None or not stage.complete or tally.core_s <= 0:
         return None
-    return _Evidence(known, known.core_s * known.part_done(stage.complete, stage.tasks), tally.finished_core_s(stage))
+    return _Evidence(
+        known, known.core_s * known.part_done(stage.complete, stage.tasks), tally.finished_core_s(stage, known)
+    )
 
 
 def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_s: float) -> Left:
@@ -295,7 +297,7 @@ def _remaining(stage: Stage, cost: float, seen: Observation, known: StageProfile
     finished = course.part_done(stage.complete, stage.tasks)
     running = course.part_done(stage.complete + stage.active, stage.tasks) - finished
     tally = seen.by_stage.get(stage.stage_id, Tally())
-    metered = max(0.0, tally.core_s - tally.finished_core_s(stage))
+    metered = max(0.0, tally.core_s - tally.finished_core_s(stage, course))
     begun = min(IN_FLIGHT * running * cost, metered)
     remaining = max(0.0, cost - finished * cost - begun)
     return remaining, cost - remaining

@@ -96,7 +96,7 @@ def _marked(tally: Tally, stage: Stage) -> Tally:
     part = min(1.0, stage.complete / max(1, stage.tasks))
     if part <= tally.noted_part:
         return tally
-    cost = max(tally.noted_core_s, tally.finished_core_s(stage))
+    cost = max(tally.noted_core_s, tally.while_told(stage))
     slope = (cost - tally.noted_core_s) / (part - tally.noted_part)
     passed = int(part * CURVE_POINTS + _ROUNDING)
     marks = [

@@ -124,6 +124,8 @@ class StageProfile:
     curve: tuple[float, ...] = ()
     """Part of the work that was done when each of so many equal parts of the tasks had finished: the first ones
     cost more, while code is being compiled. Empty for all tasks alike."""
+    busy: float = 1.0
+    """Part of the time from the launch of its tasks to their end in which they ran: the rest is on the way."""
 
     def part_done(self, complete: int, tasks: int) -> float:
         """Part of its work in ``complete`` of ``tasks`` tasks, by its curve."""
@@ -211,20 +213,29 @@ class Tally:
     last_wave_core_s: float = 0.0
     """What each running task has got since the last one began: the longest has that much less to do."""
     marks: tuple[float, ...] = ()
-    """What the finished tasks had cost each time another equal part of them had finished; see `ledger`."""
+    """`while_told` each time another equal part of the tasks had finished; see `ledger`."""
     noted_part: float = 0.0
     """Part of the tasks that had finished at the last note."""
     noted_core_s: float = 0.0
-    """What these had cost."""
+    """`while_told` then."""
 
-    def finished_core_s(self, stage: Stage) -> float:
+    def busy(self, stage: Stage) -> float:
+        """Part of the time since its tasks were launched that finished ones have told to have run."""
+        return min(1.0, stage.run_time_s / self.task_s) if self.task_s > 0 else 1.0
+
+    def while_told(self, stage: Stage) -> float:
+        """Core-seconds of that part: of finished tasks without their way."""
+        return self.core_s * self.busy(stage)
+
+    def finished_core_s(self, stage: Stage, known: StageProfile | None = None) -> float:
         """The part of its finished tasks: as much of the cost as of the time that all have run.
 
         Spark tells run times when tasks end, and tasks that run at the same time get equal parts of a share.
+        How much time was lost on the way, the profile of the stage tells, if it is ``known``.
         """
-        if stage.over or self.task_s <= 0:
+        if stage.over:
             return self.core_s
-        return self.core_s * min(1.0, stage.run_time_s / self.task_s)
+        return min(self.core_s, self.while_told(stage) / (known.busy if known else 1.0))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ _READING_S = 0.5
 """Between two readings, mostly."""
 _LEAST_BOOKED = 0.5
 """A stage cost at least so much of what its part of all run time would cost."""
+_LEAST_BUSY = 0.2
 _TELLING_RATIO = 1.2
 """Inputs must differ by so much before they say how the work grows with them."""
 _ELASTICITY_RANGE = (0.0, 2.0)
@@ -66,6 +67,7 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
             after=order[key],
             longest_core_s=core_s * _longest_part(stage),
             curve=ledgers.curve(_tally(stage, ledger)),
+            busy=max(_LEAST_BUSY, _tally(stage, ledger).busy(stage)),
         )
         for key, stage in stages.items()
     )
@@ -214,6 +216,7 @@ def _mix_stage(
         longest_core_s=mix(was.longest_core_s * factor, now.longest_core_s),
         elasticity=elasticity,
         curve=_mix_curve(was.curve, now.curve, mix),
+        busy=mix(was.busy, now.busy),
     )
 
 
@@ -261,6 +264,8 @@ def _stage_from(values: Mapping[str, Any]) -> StageProfile:
     least, most = _ELASTICITY_RANGE
     lists = {"after": tuple(values["after"]), "curve": tuple(values.get("curve", ()))}
     found = StageProfile(**{**_possible(StageProfile, values), **lists})
+    if not _LEAST_BUSY <= found.busy <= 1:
+        raise ValueError(f"impossible busy {found.busy!r}: it lies between {_LEAST_BUSY:g} and 1")
     if any(before > after for before, after in pairwise((0.0, *found.curve, 1.0))):
         raise ValueError(f"impossible curve {found.curve!r}: parts of the work that grow to 1")
     if not least <= found.elasticity <= most:

@@ -210,6 +210,7 @@ IMPOSSIBLE = [
     *(("plan", "runs", value) for value in (-1, 1.5, "8", None)),
     ("stage", "core_s", None),
     ("stage", "curve", [0.5, "x", 1.0]),
+    *(("stage", "busy", value) for value in (0.0, 1.5, -1.0, None, "1")),
     ("stage", "curve", [0.8, 0.5, 1.0]),
     ("stage", "elasticity", 1e9),  # 5 ** 1e9 overflows
     ("stage", "key", 7),
