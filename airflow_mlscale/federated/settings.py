@@ -10,10 +10,12 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from math import inf
 from typing import Any
 
-from airflow_mlscale import errors
+from airflow_mlscale.federated.checks import check as _check
+from airflow_mlscale.federated.checks import number as _number
+from airflow_mlscale.federated.checks import whole as _whole
+from airflow_mlscale.federated.combination import FEDAVG, MEAN, Aggregation, Privacy, ServerOptimiser
 from airflow_mlscale.federated.model import Quality
 
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
@@ -55,6 +57,15 @@ class RunSettings:
     """Passes over its own data that a site makes in a round."""
     batch_size: int = 32
     """Samples of one training step on a site."""
+    proximal_mu: float = 0.0
+    """FedProx: sites train on their loss + µ/2·‖w − w_t‖², which holds them near the model that they were sent
+    (Li et al., *Federated Optimization in Heterogeneous Networks*, MLSys 2020); 0 for none."""
+    aggregation: Aggregation = MEAN
+    """Which answers are believed and how they become one."""
+    server_optimiser: ServerOptimiser = FEDAVG
+    """How far the model follows them."""
+    privacy: Privacy | None = None
+    """How much the models may tell about any one site; None promises nothing."""
     round_timeout_s: float = 60.0
     """After this long a round closes with the answers it has. The first round of a segment gets
     ``start_allowance_s`` more."""
@@ -79,6 +90,7 @@ class RunSettings:
         for name, least in (("over_selection", 1.0), ("grace_fraction", 0.0), ("start_allowance_s", 0.0)):
             _number(getattr(self, name), name, least)
         _number(self.round_timeout_s, "round_timeout_s", 0.1)
+        self._check_combination()
         _number(self.heartbeat_s, "heartbeat_s", 0.1)
         _check(self.heartbeat_s <= 10, "heartbeat_s", self.heartbeat_s, "must be at most 10 seconds")
 
@@ -106,6 +118,22 @@ class RunSettings:
             least = self.cohort or self.min_nodes
             _check(len(self.sites) >= least, "sites", self.sites, f"name at least {least} (min_nodes, cohort)")
 
+    def _check_combination(self) -> None:
+        _number(self.proximal_mu, "proximal_mu", 0.0)
+        for name, kind in (("aggregation", Aggregation), ("server_optimiser", ServerOptimiser), ("privacy", Privacy)):
+            value = getattr(self, name)
+            good = isinstance(value, kind) or (name == "privacy" and value is None)
+            _check(good, name, value, f"use combination.{kind.__name__}(...)")
+        rule, least = self.aggregation.rule, self.aggregation.least_answers
+        _check(
+            self.min_nodes >= least,
+            "min_nodes",
+            self.min_nodes,
+            f"must be at least {least} for aggregation by {rule!r} that tolerates {self.aggregation.tolerated}",
+        )
+        if self.privacy is not None:
+            _check(rule == "mean", "aggregation", rule, "privacy bounds what a site moves an average by; use 'mean'")
+
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
         return {**asdict(self), "data_args": dict(self.data_args), "target": self.target.to_json()}
@@ -116,6 +144,9 @@ class RunSettings:
         known = {f.name for f in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
         kept["target"] = Quality.from_json(values["target"])
+        for name, kind in (("aggregation", Aggregation), ("server_optimiser", ServerOptimiser), ("privacy", Privacy)):
+            if kept.get(name) is not None:
+                kept[name] = kind.from_json(kept[name])
         kept["extra_modules"] = tuple(values.get("extra_modules", ()))
         kept["sites"] = None if values.get("sites") is None else tuple(values["sites"])
         return cls(**kept)
@@ -164,26 +195,8 @@ def check_run_id(run_id: object) -> str:
     return str(run_id)
 
 
-def _check(good: object, name: str, value: object, fix: str) -> None:
-    if not good:
-        raise errors.InvalidInputError(name, value, fix)
-
-
 def _is_json_object(value: object) -> bool:
     try:
         return isinstance(value, Mapping) and json.loads(json.dumps(dict(value))) == dict(value)
     except (TypeError, ValueError):
         return False
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -inf < value < inf
-
-
-def _number(value: object, name: str, least: float) -> None:
-    _check(_is_number(value) and value >= least, name, value, f"must be a number >= {least:g}")  # type: ignore[operator]
-
-
-def _whole(value: object, name: str, least: int) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    _check(good, name, value, f"must be a whole number >= {least}")
