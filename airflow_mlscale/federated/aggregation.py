@@ -71,14 +71,14 @@ def refused(answer: model.SiteAnswer, why: str | None) -> model.SiteAnswer:
 
 
 def length(weights: Weights, sent: Weights) -> float:
-    """L2 norm of an update over all arrays of real numbers; infinite where it overflows."""
-    with np.errstate(over="ignore"):
-        squares = (
-            float(np.square(np.asarray(weight, np.float64) - given).sum())
-            for weight, given in zip(weights, sent, strict=True)
-            if np.issubdtype(given.dtype, np.floating)
-        )
-        return float(np.sqrt(sum(squares)))
+    """L2 norm of an update over all arrays of real numbers."""
+    return float(np.sqrt(_squared(weights, sent)))
+
+
+def _squared(one: Weights, other: Weights) -> float:
+    """Squared distance over all arrays of real numbers, in double precision."""
+    pairs = [(a, b) for a, b in zip(one, other, strict=True) if np.issubdtype(b.dtype, np.floating)]
+    return sum(float(np.square(np.subtract(a, b, dtype=np.float64)).sum()) for a, b in pairs)
 
 
 def combined(answers: Sequence[model.SiteAnswer], settings: Aggregation) -> list[Any]:
@@ -139,7 +139,7 @@ def krum_scores(parts: Sequence[Weights], tolerated: int) -> Any:
     apart = np.zeros((len(parts), len(parts)))
     for i, one in enumerate(parts):
         for j, other in enumerate(parts[:i]):
-            apart[i, j] = apart[j, i] = length(one, other) ** 2
+            apart[i, j] = apart[j, i] = _squared(one, other)
     nearest = np.sort(apart, axis=1)[:, 1 : len(parts) - tolerated - 1]  # the first is the part itself
     return nearest.sum(axis=1)
 
