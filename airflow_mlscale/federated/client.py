@@ -287,6 +287,8 @@ def summary(run: RunSettings, state: model.RunState | None) -> dict[str, Any]:
         "finished_at": state.updated_at,
         "deadline_at": run.deadline_at,
         "seconds": round(state.updated_at - state.started_at, 3),
+        "epsilon": state.epsilon,
+        "delta": run.privacy.delta if run.privacy else None,
         "saved_model": state.saved_model,
         "keras_model": state.keras_model,
         "rounds_table": [

@@ -13,7 +13,7 @@ from math import inf
 from pathlib import Path
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import model, policy, ports
+from airflow_mlscale.federated import model, policy, ports, privacy, server_step
 from airflow_mlscale.federated.settings import RunSettings
 
 log = logging.getLogger(__name__)
@@ -33,11 +33,13 @@ class SegmentController:
     """Wall time in seconds since the epoch."""
     _records: list[policy.SiteRecord] = field(init=False, default_factory=list)
     _last_round_s: float | None = field(init=False, default=None)
+    _trained: Sequence[bool] = field(init=False, default=())
+    _memory: ports.Weights = field(init=False, default=())
 
     def play(self) -> model.RunState:
         """Play rounds to the end of the run; returns its last durable state."""
         state, weights = self._resume()
-        while not (decided := policy.verdict(self.run, state, now=self.now())).ends:
+        while not (decided := self._verdict(state)).ends:
             if self.store.stop_asked():
                 decided = self._stopped()
                 break
@@ -46,6 +48,13 @@ class SegmentController:
                 decided = policy.Verdict(model.Status.FAILED, failure)
                 break
         return self._end(state, decided)
+
+    def _verdict(self, state: model.RunState) -> policy.Verdict:
+        decided, secret = policy.verdict(self.run, state, now=self.now()), self.run.privacy
+        if decided.ends or secret is None or not privacy.exhausted(secret, state.rounds):
+            return decided
+        ended = model.Status.LIMIT if state.rounds else model.Status.FAILED
+        return policy.Verdict(ended, f"one more round could exceed max_epsilon={secret.max_epsilon:g}")
 
     def _stopped(self) -> policy.Verdict:
         if self.store.interrupted():
@@ -62,6 +71,8 @@ class SegmentController:
         state = replace(state, status=model.Status.RUNNING, reason="", segment=self.segment, failed_rounds=0)
         self._save(state)
         self._records = [policy.SiteRecord(name=name) for name in self.sites.names()]
+        self._trained = self.evaluator.trained() if server_step.needs_trained(self.run) else ()
+        self._memory = () if self.run.server_optimiser.plain else self.store.memory()
         log.info(
             "run %s segment %d: %d sites, %d rounds done",
             self.run.run_id,
@@ -80,14 +91,14 @@ class SegmentController:
             last_round_s=self._last_round_s,
             left_s=self._left_s(started),
         )
-        answers = self.sites.train(plan, weights)
+        answers = server_step.believed(self.run, self.sites.train(plan, weights), weights, trained=self._trained)
         self._records = policy.remember(self._records, plan, [answer.site for answer in answers])
         if not policy.counts(plan, answers):
             if self.store.stop_asked():  # the round was cut short on purpose
                 return state, weights, None
             return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
         self._last_round_s = self.now() - started
-        weights = policy.combine(answers)
+        weights, self._memory = server_step.step(self.run, answers, weights, self._memory, trained=self._trained)
         seen = self.evaluator.evaluate(weights)
         good = [answer for answer in answers if answer.error is None]
         done = model.Round(
@@ -96,6 +107,8 @@ class SegmentController:
             seconds=round(self.now() - started, 3), segment=self.segment,
         )  # fmt: skip
         state = policy.with_round(state, self.run.target, done)
+        if self.run.privacy is not None:
+            state = replace(state, epsilon=privacy.spent(self.run.privacy, state.rounds).epsilon)
         self._save(state, weights)
         log.info(
             "round %d: %s %.4f, %d of %d sites, %.1f s",
@@ -136,7 +149,7 @@ class SegmentController:
         return inf if self.run.deadline_at is None else self.run.deadline_at - now
 
     def _save(self, state: model.RunState, weights: ports.Weights | None = None) -> None:
-        self.store.checkpoint(replace(state, updated_at=self.now()), weights)
+        self.store.checkpoint(replace(state, updated_at=self.now()), weights, self._memory)
 
 
 def _same_error(plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]) -> str | None:

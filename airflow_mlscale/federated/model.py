@@ -191,6 +191,8 @@ class RunState:
     """Rounds in a row without a quorum."""
     best_round: int = 0
     """The round whose weights are best on the held-out data; 0 before the first."""
+    epsilon: float | None = None
+    """Privacy that the models so far have spent, for the settings' δ; None where none is promised."""
     saved_model: str | None = None
     keras_model: str | None = None
 

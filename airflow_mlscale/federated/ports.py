@@ -37,6 +37,9 @@ class Evaluator(Protocol):
     def initial_weights(self) -> Weights:
         """Weights of the freshly built model."""
 
+    def trained(self) -> Sequence[bool]:
+        """For each array of the model whether gradients train it; asked only where `server_step.needs_trained`."""
+
     def evaluate(self, weights: Weights) -> Mapping[str, float]:
         """The target's metric and ``loss`` on the held-out data."""
 
@@ -50,8 +53,11 @@ class RunStore(Protocol):
     def begin(self, segment: int) -> tuple[model.RunState | None, Weights | None]:
         """Take the run over for a segment; returns the last complete state and its weights."""
 
-    def checkpoint(self, state: model.RunState, weights: Weights | None = None) -> None:
-        """Make a state durable, and with it the weights of its last round; atomic.
+    def memory(self) -> Weights:
+        """The arrays that the server optimiser remembered after the last complete round; empty before the first."""
+
+    def checkpoint(self, state: model.RunState, weights: Weights | None = None, memory: Weights = ()) -> None:
+        """Make a state durable, and with it the weights of its last round and the optimiser's memory; atomic.
 
         Raises:
             RunFailedError: a later segment has taken the run over.

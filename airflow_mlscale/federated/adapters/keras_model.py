@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,9 @@ class KerasEvaluator:
 
     def initial_weights(self) -> ports.Weights:
         return self._initial  # type: ignore[no-any-return]
+
+    def trained(self) -> Sequence[bool]:
+        return [bool(variable.trainable) for variable in self._model.weights]
 
     def evaluate(self, weights: ports.Weights) -> Mapping[str, float]:
         self._model.set_weights(list(weights))

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 # Executed only by NVFlare, which has to see the base class when it loads this module.
 from nvflare.apis.client import Client  # noqa: TID253
 from nvflare.apis.controller_spec import ClientTask, Task  # noqa: TID253
@@ -24,7 +22,7 @@ from nvflare.apis.signal import Signal  # noqa: TID253
 from nvflare.app_common.abstract.fl_model import FLModel  # noqa: TID253
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils  # noqa: TID253
 
-from airflow_mlscale.federated import controller, model, policy, ports
+from airflow_mlscale.federated import aggregation, controller, model, policy, ports
 from airflow_mlscale.federated.adapters import keras_model, run_directory, wire
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -93,8 +91,13 @@ class StoppableWriter:
     def begin(self, segment: int) -> tuple[model.RunState | None, ports.Weights | None]:
         return self._writer.begin(segment)
 
-    def checkpoint(self, state: model.RunState, weights: ports.Weights | None = None) -> None:
-        self._writer.checkpoint(state, weights)
+    def memory(self) -> ports.Weights:
+        return self._writer.memory()
+
+    def checkpoint(
+        self, state: model.RunState, weights: ports.Weights | None = None, memory: ports.Weights = ()
+    ) -> None:
+        self._writer.checkpoint(state, weights, memory)
 
     def best_weights(self, state: model.RunState) -> ports.Weights:
         return self._writer.best_weights(state)
@@ -166,21 +169,8 @@ def _answer(client_task: ClientTask, sent: ports.Weights) -> model.SiteAnswer:
     found = FLModelUtils.from_shareable(result)
     if error := found.meta.get(wire.ERROR):
         return model.SiteAnswer(site=site, error=str(error)[:1000])
-    samples, weights = found.meta.get(wire.SAMPLES), wire.unpack(found.params)
-    if not isinstance(samples, int) or samples < 1:
-        return model.SiteAnswer(site=site, error=f"sent a bad sample count {samples!r}")
-    if fault := _fault(weights, sent):
-        return model.SiteAnswer(site=site, error=fault)
-    return model.SiteAnswer(
-        site=site, samples=samples, loss=found.meta.get(wire.LOSS), train_s=float(found.meta.get(wire.SECONDS, 0.0)),
-        weights=weights,
+    answer = model.SiteAnswer(
+        site=site, samples=found.meta.get(wire.SAMPLES, 0), loss=found.meta.get(wire.LOSS),
+        train_s=float(found.meta.get(wire.SECONDS, 0.0)), weights=wire.unpack(found.params),
     )  # fmt: skip
-
-
-def _fault(weights: ports.Weights, sent: ports.Weights) -> str | None:
-    """Why a site's weights cannot be averaged: one bad site must not spoil the model."""
-    if [getattr(weight, "shape", None) for weight in weights] != [weight.shape for weight in sent]:
-        return "sent weights of other shapes than it was given"
-    if not all(np.isfinite(weight).all() for weight in weights if np.issubdtype(weight.dtype, np.floating)):
-        return "sent weights that are not finite"
-    return None
+    return aggregation.refused(answer, aggregation.fault(answer, sent))  # now: a bad answer is none of a quorum's

@@ -6,7 +6,7 @@ One directory per run::
     segments/0001     the engine's job id of each segment
     fence             the segment that owns the run
     state.json        `RunState` after the last complete round
-    rounds/0007.npz   weights after a round (the last and the best are kept)
+    rounds/0007.npz   weights after a round, and the server optimiser's memory (the last and the best are kept)
     metrics.jsonl     the decision journal, one record per round
     heartbeat         when the controller last showed that it lives
     stop              exists when somebody asked the run to stop
@@ -122,10 +122,16 @@ class RunWriter:
                 self._journal.append(_record(state, done, self.target))
         return state, _load(self._weights_path(state.rounds[-1].number))
 
-    def checkpoint(self, state: model.RunState, weights: ports.Weights | None = None) -> None:
+    def memory(self) -> ports.Weights:
+        state = self.directory.state()
+        return _load(self._weights_path(state.rounds[-1].number), "memory") if state and state.rounds else []
+
+    def checkpoint(
+        self, state: model.RunState, weights: ports.Weights | None = None, memory: ports.Weights = ()
+    ) -> None:
         self._check_fence()
         if weights is not None:
-            _save(self._weights_path(state.rounds[-1].number), weights)
+            _save(self._weights_path(state.rounds[-1].number), weights, memory)
         _write(self.directory.path / "state.json", state.to_json())
         if weights is not None:
             if self._journal:
@@ -167,29 +173,31 @@ def _record(state: model.RunState, done: model.Round, target: model.Quality) -> 
         seen={
             "round": done.number, state.metric: done.value, "target": state.target, "loss": done.loss,
             "seconds": done.seconds, "samples": done.samples, "segment": done.segment,
+            **({} if state.epsilon is None else {"epsilon": state.epsilon}),
         },
         decided={"asked": len(done.asked), "answered": len(done.answered), "sites": ",".join(done.answered)},
         reason=f"round {done.number}: {state.metric} {done.value:.4f}, {met}",
     )  # fmt: skip
 
 
-def _save(path: Path, weights: ports.Weights) -> None:
+def _save(path: Path, weights: ports.Weights, memory: ports.Weights) -> None:
     import numpy as np
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
-        np.savez(file, *weights)
+        np.savez(file, *weights, **{f"memory_{i}": array for i, array in enumerate(memory)})
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)
 
 
-def _load(path: Path) -> ports.Weights:
+def _load(path: Path, kind: str = "arr") -> ports.Weights:
     import numpy as np
 
     with np.load(path, allow_pickle=False) as arrays:
-        return [arrays[f"arr_{i}"] for i in range(len(arrays.files))]
+        found = sum(name.startswith(f"{kind}_") for name in arrays.files)
+        return [arrays[f"{kind}_{i}"] for i in range(found)]
 
 
 def _read(path: Path) -> dict[str, Any] | None:
