@@ -37,12 +37,19 @@ def build(run: RunSettings) -> Any:
     return built
 
 
+def trained(model: Any) -> list[bool]:
+    """For each array of the model's weights whether gradients train it."""
+    return [bool(variable.trainable) for variable in model.weights]
+
+
 class KerasEvaluator:
     """`ports.Evaluator` with Keras. Building it checks the metric on a few held-out samples."""
 
     def __init__(self, run: RunSettings) -> None:
         self._run = run
         self._model = build(run)
+        if run.privacy is not None:
+            _check_private(run, self._model)
         held_out = user_functions.call("evaluation_data", run.evaluation_data, **run.data_args)
         self._x, self._y = user_functions.arrays("evaluation_data", run.evaluation_data, held_out)
         self._initial = self._model.get_weights()
@@ -61,7 +68,7 @@ class KerasEvaluator:
         return self._initial  # type: ignore[no-any-return]
 
     def trained(self) -> Sequence[bool]:
-        return [bool(variable.trainable) for variable in self._model.weights]
+        return trained(self._model)
 
     def evaluate(self, weights: ports.Weights) -> Mapping[str, float]:
         self._model.set_weights(list(weights))
@@ -84,6 +91,20 @@ class KerasEvaluator:
     def _evaluate(self, x: Any, y: Any) -> dict[str, float]:
         seen = self._model.evaluate(x, y, batch_size=EVALUATION_BATCH, verbose=0, return_dict=True)
         return {name: float(seen[name]) for name in {self._run.target.metric, "loss"}}
+
+
+def _check_private(run: RunSettings, model: Any) -> None:
+    """Moving means and variances would have to leave the sites unprotected."""
+    import keras
+
+    # Keras has no public way to walk into nested models.
+    found = [layer.name for layer in model._flatten_layers() if isinstance(layer, keras.layers.BatchNormalization)]
+    if found:
+        raise errors.InvalidInputError(
+            "model",
+            run.model,
+            f"has batch normalisation ({', '.join(found)}); privacy needs LayerNormalization instead",
+        )
 
 
 def _metric(name: str) -> Any:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated.adapters import keras_model, user_functions, wire
+from airflow_mlscale.federated import privacy
+from airflow_mlscale.federated.adapters import keras_model, proximal, user_functions, wire
 from airflow_mlscale.federated.settings import RunSettings
 
 log = logging.getLogger("airflow_mlscale.federated.trainer")
@@ -30,14 +31,16 @@ class Trainer:
         import keras
 
         _limit_threads()
+        self.run = run
         self.model = keras_model.build(run)
+        self._pull = proximal.ProximalTerm(self.model, run.proximal_mu) if run.proximal_mu else None
         own = user_functions.call("client_data", run.client_data, site, **run.data_args)
         self.x, self.y = user_functions.arrays("client_data", run.client_data, own)
         keras.utils.set_random_seed(zlib.crc32(f"{run.seed}/{site}".encode()) % 2**31)
         log.info("%s holds %d samples", site, len(self.x))
 
     def train(self, weights: list[Any], *, epochs: int, batch_size: int) -> tuple[list[Any], float, float]:
-        """Train from ``weights``; returns new weights, last training loss and seconds.
+        """Train from ``weights``; returns the weights that may leave, last training loss and seconds.
 
         Raises:
             InvalidInputError: the weights do not fit the model.
@@ -50,11 +53,16 @@ class Trainer:
         if shapes != [tuple(weight.shape) for weight in own]:
             raise errors.InvalidInputError("weights", shapes, "do not fit the site's model; is its code the same?")
         self.model.set_weights(weights)
+        if self._pull:
+            self._pull.hold()
         started = time.monotonic()
         seen = self.model.fit(self.x, self.y, epochs=epochs, batch_size=batch_size, verbose=0)
         trained = self.model.get_weights()
         if not all(np.isfinite(weight).all() for weight in trained if np.issubdtype(weight.dtype, np.floating)):
             raise ValueError("training diverged: the weights are not finite; lower the learning rate")
+        if self.run.privacy is not None:
+            trainable = keras_model.trained(self.model)
+            trained = privacy.leaving(self.run.privacy, trained, weights, trainable, quorum=self.run.min_nodes)
         return trained, float(seen.history["loss"][-1]), time.monotonic() - started
 
 
@@ -95,7 +103,10 @@ def _answer(trainer: Trainer | None, broken: str | None, task: Any) -> tuple[dic
         log.exception("round %s failed", task.current_round)
         return {}, {wire.ERROR: f"{type(exc).__name__}: {exc}"}
     log.info("round %s: loss %.4f in %.1f s", task.current_round, loss, seconds)
-    return wire.pack(weights), {wire.SAMPLES: len(trainer.x), wire.LOSS: loss, wire.SECONDS: round(seconds, 3)}
+    told = {wire.SAMPLES: len(trainer.x), wire.SECONDS: round(seconds, 3)}
+    if trainer.run.privacy is None:  # a loss tells about the data, and nothing hides it
+        told[wire.LOSS] = loss
+    return wire.pack(weights), told
 
 
 def _limit_threads() -> None:
