@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from airflow.sdk import BaseOperator
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import client, watch
+from airflow_mlscale.federated import client, combination, watch
+from airflow_mlscale.federated.combination import Aggregation, Privacy, ServerOptimiser
 from airflow_mlscale.federated.model import Quality, Status
 from airflow_mlscale.federated.settings import RunSettings
 from airflow_mlscale.hooks.federated import FederatedHook
@@ -21,7 +22,7 @@ from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.runtime import deadlines
 from airflow_mlscale.triggers.federated import FederatedRunTrigger
 
-__all__ = ["FederatedTrainingOperator", "Quality"]
+__all__ = ["Aggregation", "FederatedTrainingOperator", "Privacy", "Quality", "ServerOptimiser"]
 
 ON_LIMIT = ("fail", "return_best")
 
@@ -53,6 +54,10 @@ class FederatedTrainingOperator(BaseOperator):
         over_selection: sites asked ÷ answers wanted, ≥ 1.
         local_epochs: passes of a site over its data in a round.
         batch_size: samples of one training step.
+        proximal_mu: FedProx: how strongly sites are held near the model that they were sent; 0 for not at all.
+        aggregation: which answers are believed and how they become one, `Aggregation`; default is their average.
+        server_optimiser: how far the model follows them, `ServerOptimiser`; default is all the way.
+        privacy: `Privacy` clips what sites send and adds noise; the summary tells the ``epsilon`` that is spent.
         round_timeout: seconds or a ``timedelta`` after which a round closes with the answers it has.
         start_allowance: seconds that the first round of a segment may take longer, for start and data reading.
         on_limit: ``fail`` or ``return_best`` when a limit comes before the target.
@@ -102,6 +107,10 @@ class FederatedTrainingOperator(BaseOperator):
         over_selection: float = 1.25,
         local_epochs: int = 1,
         batch_size: int = 32,
+        proximal_mu: float = 0.0,
+        aggregation: Aggregation = combination.MEAN,
+        server_optimiser: ServerOptimiser = combination.FEDAVG,
+        privacy: Privacy | None = None,
         round_timeout: float | timedelta = 60.0,
         start_allowance: float | timedelta = 120.0,
         on_limit: str = "fail",
@@ -133,6 +142,10 @@ class FederatedTrainingOperator(BaseOperator):
             "over_selection": over_selection,
             "local_epochs": local_epochs,
             "batch_size": batch_size,
+            "proximal_mu": proximal_mu,
+            "aggregation": aggregation,
+            "server_optimiser": server_optimiser,
+            "privacy": privacy,
             "round_timeout_s": _seconds(round_timeout),
             "start_allowance_s": _seconds(start_allowance),
         }
