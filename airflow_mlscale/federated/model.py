@@ -12,6 +12,7 @@ from math import inf, isfinite
 from typing import Any
 
 from airflow_mlscale import errors
+from airflow_mlscale.federated.sites import Site
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,10 @@ class Status(StrEnum):
     """Ended with the target."""
     LIMIT = "limit"
     """Ended by a deadline or the number of rounds, below the target, with a usable model."""
+    STALLED = "stalled"
+    """Ended below the target because its rounds made no progress any more, with a usable model."""
+    INFEASIBLE = "infeasible"
+    """Ended before its limits because its learning curve does not reach the target within them, with a usable model."""
     ABORTED = "aborted"
     """Told to stop."""
     INTERRUPTED = "interrupted"
@@ -140,7 +145,12 @@ class Status(StrEnum):
     @property
     def ended(self) -> bool:
         """Whether the run goes no further by itself."""
-        return self in (Status.REACHED, Status.LIMIT, Status.ABORTED, Status.FAILED)
+        return self.usable or self in (Status.ABORTED, Status.FAILED)
+
+    @property
+    def usable(self) -> bool:
+        """Whether the run ended by its own judgement, with a model: the target, a limit, or no hope."""
+        return self in (Status.REACHED, Status.LIMIT, Status.STALLED, Status.INFEASIBLE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,11 +173,23 @@ class Round:
     """Wall time of the round with evaluation and checkpoint."""
     segment: int
     """Segment of the run that did the round."""
+    epochs: Mapping[str, int] = field(default_factory=dict)
+    """Local epochs of each site that was asked."""
+    effort: float = 1.0
+    """Effective work of the round, see `curve.effort`."""
+    node_s: float = 0.0
+    """Seconds that sites were held by the round, summed over the sites."""
+    compute_s: float = 0.0
+    """Seconds of training in the answers that came in time."""
+    gigabytes: float = 0.0
+    """Model and answers on the wire."""
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Round:
-        """A round from its JSON object."""
-        return cls(**{**values, "asked": tuple(values["asked"]), "answered": tuple(values["answered"])})
+        """A round from its JSON object; fields of a later version are ignored."""
+        known = {f.name for f in fields(cls)}
+        kept = {key: value for key, value in values.items() if key in known}
+        return cls(**{**kept, "asked": tuple(values["asked"]), "answered": tuple(values["answered"])})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +217,22 @@ class RunState:
     """Privacy that the models so far have spent, for the settings' δ; None where none is promised."""
     saved_model: str | None = None
     keras_model: str | None = None
+    sites: tuple[Site, ...] = ()
+    """What is known of every site that was ever seen."""
+    doubts: int = 0
+    """Rounds in a row after which the target looked out of reach."""
+    forecast: Mapping[str, Any] | None = None
+    """What was predicted after the last round, see `forecast.Forecast`."""
+
+    @property
+    def node_seconds(self) -> float:
+        """Spent so far, rounds without a quorum included."""
+        return sum(site.busy_s for site in self.sites)
+
+    @property
+    def gigabytes(self) -> float:
+        """Moved so far, rounds without a quorum included."""
+        return sum(site.gigabytes for site in self.sites)
 
     @property
     def values(self) -> list[float]:
@@ -221,7 +259,8 @@ class RunState:
         known = {f.name for f in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
         rounds = tuple(Round.from_json(each) for each in kept.pop("rounds", ()))
-        return cls(**{**kept, "status": Status(kept["status"]), "rounds": rounds})
+        sites = tuple(Site.from_json(each) for each in kept.pop("sites", ()))
+        return cls(**{**kept, "status": Status(kept["status"]), "rounds": rounds, "sites": sites})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -234,6 +273,10 @@ class SiteAnswer:
     """Training loss of its last local epoch."""
     train_s: float = 0.0
     """Seconds of training alone."""
+    elapsed_s: float = 0.0
+    """Seconds from the start of the round to its arrival."""
+    utility: float | None = None
+    """Loss of its samples in the first local epoch: what they still had to teach."""
     error: str | None = None
     """Why the site could not train, in words; then it has no weights."""
     weights: Sequence[Any] = field(default=(), repr=False)
