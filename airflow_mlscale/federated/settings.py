@@ -66,6 +66,9 @@ class RunSettings:
     """How far the model follows them."""
     privacy: Privacy | None = None
     """How much the models may tell about any one site; None promises nothing."""
+    encrypted: bool = False
+    """Sites encrypt their weights homomorphically (CKKS): the server sums what it cannot read, and a site reveals only
+    the sum. Needs a federation that was provisioned with encryption, and TenSEAL on server and sites."""
     round_timeout_s: float = 60.0
     """After this long a round closes with the answers it has. The first round of a segment gets
     ``start_allowance_s`` more."""
@@ -133,6 +136,11 @@ class RunSettings:
         )
         if self.privacy is not None:
             _check(rule == "mean", "aggregation", rule, "privacy bounds what a site moves an average by; use 'mean'")
+        _check(isinstance(self.encrypted, bool), "encrypted", self.encrypted, "must be True or False")
+        if self.encrypted:
+            _check(rule == "mean", "aggregation", rule, "encrypted weights can only be summed; use 'mean'")
+            at = self.privacy.noise_at if self.privacy else "sites"
+            _check(at == "sites", "noise_at", at, "the server never sees what it would clip; use 'sites'")
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""

@@ -22,6 +22,10 @@ WORKFLOW = "airflow_mlscale.federated.adapters.nvflare_controller.SegmentWorkflo
 EXECUTOR = "nvflare.app_common.executors.client_api_executor.ClientAPIExecutor"
 TRAINER = ["python3", "-u", "-m", "airflow_mlscale.federated.adapters.trainer"]
 
+REVEALER = "airflow_mlscale.federated.adapters.encryption.Revealer"
+ENCRYPTOR = "nvflare.app_opt.he.model_encryptor.HEModelEncryptor"
+DECRYPTOR = "nvflare.app_opt.he.model_decryptor.HEModelDecryptor"
+
 CLIENT_TUNING = {
     # Seconds. A site's job finds a server that restarts, and results are handed over without long pauses.
     "task_check_interval": 0.5,
@@ -86,10 +90,12 @@ def _server(run: RunSettings, segment: int, run_dir: Path, task_interval_s: floa
 
 
 def _client(run: RunSettings) -> Mapping[str, Any]:
+    revealers, encryptors, decryptors = _encryption() if run.encrypted else ([], [], [])
     return {
         "format_version": 2,
         **CLIENT_TUNING,
         "executors": [
+            *revealers,
             {
                 "tasks": [wire.TASK],
                 "executor": {
@@ -106,12 +112,21 @@ def _client(run: RunSettings) -> Mapping[str, Any]:
                         "server_expected_format": "raw",
                     },
                 },
-            }
+            },
         ],
-        "task_data_filters": [],
-        "task_result_filters": [],
+        "task_data_filters": decryptors,
+        "task_result_filters": encryptors,
         "components": [],
     }
+
+
+def _encryption() -> tuple[list[Any], list[Any], list[Any]]:
+    """A site's executor that reveals sums, the filter that encrypts its weights and the one that decrypts sums."""
+    return (
+        [{"tasks": [wire.REVEAL], "executor": {"path": REVEALER, "args": {}}}],
+        [{"tasks": [wire.TASK], "filters": [{"path": ENCRYPTOR, "args": {"weigh_by_local_iter": False}}]}],
+        [{"tasks": [wire.REVEAL], "filters": [{"path": DECRYPTOR, "args": {}}]}],
+    )
 
 
 def _sources(run: RunSettings) -> list[Path]:

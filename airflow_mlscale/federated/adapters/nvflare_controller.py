@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Executed only by NVFlare, which has to see the base class when it loads this module.
 from nvflare.apis.client import Client  # noqa: TID253
@@ -26,6 +26,7 @@ from airflow_mlscale.federated import aggregation, controller, model, policy, po
 from airflow_mlscale.federated.adapters import keras_model, run_directory, wire
 from airflow_mlscale.federated.settings import RunSettings
 
+Heard = TypeVar("Heard")
 CHECK_S = 0.5
 """How often an open round looks for a stop; NVFlare's abort signal has no event to wait for."""
 
@@ -39,6 +40,10 @@ class SegmentWorkflow(Controller):
         self._segment = segment
         self._directory = run_directory.RunDirectory(Path(run_dir))
         self._writer = run_directory.RunWriter(self._directory, self._run.target, segment)
+        if self._run.encrypted:
+            from airflow_mlscale.federated.adapters import encryption  # its library is an extra
+
+            encryption.register()
 
     def start_controller(self, fl_ctx: FLContext) -> None: ...
 
@@ -68,12 +73,20 @@ class SegmentWorkflow(Controller):
         return controller.SegmentController(
             run=self._run,
             segment=self._segment,
-            sites=NvflareSites(self, abort_signal, fl_ctx, self._writer),
+            sites=self._sites(abort_signal, fl_ctx),
             evaluator=keras_model.KerasEvaluator(self._run),
             store=StoppableWriter(self._writer, abort_signal),
             output_dir=Path(self._run.output_dir or self._directory.path / "model"),
             now=time.time,
         )
+
+    def _sites(self, abort_signal: Signal, fl_ctx: FLContext) -> ports.Sites:
+        if not self._run.encrypted:
+            return NvflareSites(self, abort_signal, fl_ctx, self._writer)
+        from airflow_mlscale.federated.adapters import encryption  # its library is an extra
+
+        sites = NvflareSites(self, abort_signal, fl_ctx, self._writer, encryption.fault)
+        return encryption.RevealedSites(sites, equal=self._run.privacy is not None)
 
     def _show_life(self, ended: threading.Event) -> None:
         while not ended.is_set():
@@ -114,36 +127,74 @@ class NvflareSites:
     """`ports.Sites` on NVFlare tasks: one broadcast task per round, closed by our policy."""
 
     def __init__(
-        self, workflow: Controller, abort_signal: Signal, fl_ctx: FLContext, writer: run_directory.RunWriter
+        self,
+        workflow: Controller,
+        abort_signal: Signal,
+        fl_ctx: FLContext,
+        writer: run_directory.RunWriter,
+        fault: Callable[[model.SiteAnswer, ports.Weights], str | None] = aggregation.fault,
     ) -> None:
         self._workflow = workflow
         self._abort_signal = abort_signal
         self._fl_ctx = fl_ctx
         self._writer = writer
+        self._fault = fault
 
     def names(self) -> Sequence[str]:
         return sorted(client.name for client in self._fl_ctx.get_engine().get_clients())
 
     def train(self, plan: policy.RoundPlan, weights: ports.Weights) -> list[model.SiteAnswer]:
+        answers = self.ask(
+            wire.TASK,
+            _question(plan, weights),
+            plan.asked,
+            read=lambda site, result: self._judged(_answer(site, result), weights),
+            left_s=lambda heard, elapsed_s: _left_s(plan, heard, elapsed_s),
+        )
+        return [answer for _, answer in answers]
+
+    def ask(
+        self,
+        task_name: str,
+        question: Shareable,
+        targets: Sequence[str],
+        *,
+        read: Callable[[str, Shareable], Heard],
+        left_s: Callable[[Sequence[tuple[float, Heard]], float], float],
+    ) -> list[tuple[float, Heard]]:
+        """Send a task to sites and hear them, until no seconds are left or the run is told to stop.
+
+        Args:
+            task_name: of the task.
+            question: its data.
+            targets: sites that get it.
+            read: makes something of a site's result.
+            left_s: seconds to wait on, of what was heard until now (with its time) and the seconds since the start.
+        """
         heard = threading.Condition()
-        answers: list[tuple[float, model.SiteAnswer]] = []
+        answers: list[tuple[float, Heard]] = []
         started = time.monotonic()
 
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
-            answer = _answer(client_task, weights)
+            result, client_task.result = client_task.result, None
+            answer = read(client_task.client.name, result)
             with heard:
                 answers.append((time.monotonic() - started, answer))
                 heard.notify()
 
-        task = Task(name=wire.TASK, data=_question(plan, weights), result_received_cb=received)
-        self._workflow.broadcast(task=task, fl_ctx=self._fl_ctx, targets=list(plan.asked), min_responses=0)
+        task = Task(name=task_name, data=question, result_received_cb=received)
+        self._workflow.broadcast(task=task, fl_ctx=self._fl_ctx, targets=list(targets), min_responses=0)
         try:
             with heard:
-                while (left_s := _left_s(plan, answers, time.monotonic() - started)) > 0 and not self._stopped():
-                    heard.wait(min(left_s, CHECK_S))
-                return [answer for _, answer in answers]
+                while (left := left_s(answers, time.monotonic() - started)) > 0 and not self._stopped():
+                    heard.wait(min(left, CHECK_S))
+                return list(answers)
         finally:
             self._workflow.cancel_task(task, fl_ctx=self._fl_ctx)
+
+    def _judged(self, answer: model.SiteAnswer, sent: ports.Weights) -> model.SiteAnswer:
+        """At once and not after the round: a bad answer must not count as one of the quorum."""
+        return aggregation.refused(answer, self._fault(answer, sent))
 
     def _stopped(self) -> bool:
         return bool(self._abort_signal.triggered) or self._writer.stop_asked()
@@ -159,18 +210,20 @@ def _question(plan: policy.RoundPlan, weights: ports.Weights) -> Shareable:
     return FLModelUtils.to_shareable(FLModel(params=wire.pack(weights), current_round=plan.number, meta=meta))
 
 
-def _answer(client_task: ClientTask, sent: ports.Weights) -> model.SiteAnswer:
-    site = client_task.client.name
-    result, client_task.result = client_task.result, None
+def _answer(site: str, result: Shareable) -> model.SiteAnswer:
     if (code := result.get_return_code()) and code != ReturnCode.OK:
-        return model.SiteAnswer(
-            site=site, error=controller.LOST if code == ReturnCode.EXECUTION_EXCEPTION else str(code)
-        )
+        return model.SiteAnswer(site=site, error=_TOLD.get(code, str(code)))
     found = FLModelUtils.from_shareable(result)
     if error := found.meta.get(wire.ERROR):
         return model.SiteAnswer(site=site, error=str(error)[:1000])
-    answer = model.SiteAnswer(
+    return model.SiteAnswer(
         site=site, samples=found.meta.get(wire.SAMPLES, 0), loss=found.meta.get(wire.LOSS),
         train_s=float(found.meta.get(wire.SECONDS, 0.0)), weights=wire.unpack(found.params),
     )  # fmt: skip
-    return aggregation.refused(answer, aggregation.fault(answer, sent))  # now: a bad answer is none of a quorum's
+
+
+_TOLD = {
+    ReturnCode.EXECUTION_EXCEPTION: controller.LOST,
+    ReturnCode.TASK_RESULT_FILTER_ERROR: "could not encrypt its weights; provision the federation with encryption",
+}
+"""NVFlare's codes in words."""
