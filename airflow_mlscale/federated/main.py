@@ -18,6 +18,7 @@ def add_commands(commands: Any) -> None:
     up.add_argument("--sites", required=True, help="names of the sites, separated by commas")
     up.add_argument("--threads", type=int, default=1, help="TensorFlow threads of each site's trainer (default 1)")
     up.add_argument("--timeout", type=float, default=120.0, help="seconds to wait for readiness (default 120)")
+    up.add_argument("--encrypted", action="store_true", help="for runs whose weights the server must not read")
     up.add_argument(
         "--python-path",
         action="append",
@@ -47,6 +48,7 @@ def _up(options: argparse.Namespace) -> int:
         sites=tuple(site.strip() for site in options.sites.split(",") if site.strip()),
         start_timeout_s=options.timeout,
         trainer_threads=options.threads,
+        encrypted=options.encrypted,
     )
     federation = local_federation.up(settings, python_path=[path.resolve() for path in options.python_path])
     print(f"federation ready on localhost:{federation.port} with sites {', '.join(federation.ready)}")

@@ -176,6 +176,8 @@ class FederationSettings:
     """A site silent for this long is no longer offered work of new segments."""
     trainer_threads: int = 1
     """TensorFlow threads of each site's trainer."""
+    encrypted: bool = False
+    """Give the sites a common secret key, for runs whose weights the server must not read (`RunSettings.encrypted`)."""
 
     def __post_init__(self) -> None:
         _check(len(self.sites) > 0, "sites", self.sites, "name at least one site")

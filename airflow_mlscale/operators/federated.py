@@ -58,6 +58,8 @@ class FederatedTrainingOperator(BaseOperator):
         aggregation: which answers are believed and how they become one, `Aggregation`; default is their average.
         server_optimiser: how far the model follows them, `ServerOptimiser`; default is all the way.
         privacy: `Privacy` clips what sites send and adds noise; the summary tells the ``epsilon`` that is spent.
+        encrypted: sites encrypt their weights, the server only ever reads the round's average. Needs a federation
+            that was provisioned with encryption.
         round_timeout: seconds or a ``timedelta`` after which a round closes with the answers it has.
         start_allowance: seconds that the first round of a segment may take longer, for start and data reading.
         on_limit: ``fail`` or ``return_best`` when a limit comes before the target.
@@ -111,6 +113,7 @@ class FederatedTrainingOperator(BaseOperator):
         aggregation: Aggregation = combination.MEAN,
         server_optimiser: ServerOptimiser = combination.FEDAVG,
         privacy: Privacy | None = None,
+        encrypted: bool = False,
         round_timeout: float | timedelta = 60.0,
         start_allowance: float | timedelta = 120.0,
         on_limit: str = "fail",
@@ -146,6 +149,7 @@ class FederatedTrainingOperator(BaseOperator):
             "aggregation": aggregation,
             "server_optimiser": server_optimiser,
             "privacy": privacy,
+            "encrypted": encrypted,
             "round_timeout_s": _seconds(round_timeout),
             "start_allowance_s": _seconds(start_allowance),
         }

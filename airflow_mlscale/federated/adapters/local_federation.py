@@ -54,7 +54,7 @@ def up(settings: FederationSettings, *, python_path: Sequence[Path] = ()) -> Fed
     """Start what is not running and wait until every site has registered.
 
     Raises:
-        InvalidInputError: a federation of other sites is running.
+        InvalidInputError: a federation of other sites, or without the encryption that is asked for, is running.
         TransientError: server or sites were not ready in time; nothing of it is left running but its logs.
     """
     kits, port = _kits(settings)
@@ -107,7 +107,11 @@ def _kits(settings: FederationSettings) -> tuple[provisioning.Kits, int]:
                 ",".join(settings.sites),
                 f"sites {','.join(known.sites)} are running; run 'mlscale federated down' first",
             )
-        return provisioning.Kits(known.admin_kit.parent), known.port
+        kits = provisioning.Kits(known.admin_kit.parent)
+        if settings.encrypted and not kits.encrypted:
+            fix = "the federation that is running has no key for it; run 'mlscale federated down' first"
+            raise errors.InvalidInputError("encrypted", True, fix)
+        return kits, known.port
     down()  # sites whose server is gone hold certificates of the past
     port = processes.free_port()
     return provisioning.provision(directory() / "provisioned", settings, port=port), port

@@ -8,6 +8,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +42,23 @@ class Kits:
         """A site's kit and workspace."""
         return self.root / name
 
+    @property
+    def encrypted(self) -> bool:
+        """Whether the sites hold a common key that the server does not hold."""
+        return (self.server / "startup" / "server_context.tenseal").exists()
+
 
 def provision(directory: Path, settings: FederationSettings, *, port: int) -> Kits:
     """Create fresh kits below ``directory``, which is emptied first.
 
     Raises:
+        InvalidInputError: encryption is asked for and its library is not installed here.
         RunFailedError: NVFlare could not provision.
     """
+    if settings.encrypted and find_spec("tenseal") is None:
+        raise errors.InvalidInputError(
+            "encrypted", True, "needs TenSEAL: pip install airflow-provider-mlscale[encryption]"
+        )
     from nvflare.lighter.constants import CtxKey
     from nvflare.lighter.prov_utils import prepare_builders
     from nvflare.lighter.provision import prepare_project
@@ -86,6 +97,7 @@ def _project(settings: FederationSettings, port: int) -> dict[str, Any]:
             {"path": f"{builders}.workspace.WorkspaceBuilder", "args": {"template_file": ["master_template.yml"]}},
             {"path": f"{builders}.static_file.StaticFileBuilder", "args": {"config_folder": "config", "scheme": "tcp"}},
             {"path": f"{builders}.cert.CertBuilder", "args": {}},
+            *([{"path": f"{builders}.he.HEBuilder", "args": {}}] if settings.encrypted else []),
             {"path": f"{builders}.signature.SignatureBuilder", "args": {}},
         ],
     }
