@@ -129,11 +129,11 @@ def exhausted(settings: Privacy, rounds: Sequence[model.Round]) -> bool:
     """Whether one more round could exceed ``max_epsilon`` for some site.
 
     Raises:
-        InvalidInputError: the accountant is not installed.
+        InvalidInputError: the accountant is not installed; also where there is no limit, so that a run without one
+            learns of it before its first round.
     """
-    if settings.max_epsilon is None:
-        return False
-    return epsilon(settings.noise_multiplier, most_rounds(rounds) + 1, settings.delta) > settings.max_epsilon
+    after = epsilon(settings.noise_multiplier, most_rounds(rounds) + 1, settings.delta)
+    return settings.max_epsilon is not None and after > settings.max_epsilon
 
 
 def most_rounds(rounds: Sequence[model.Round]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -166,3 +167,14 @@ def test_a_budget_that_allows_no_round_fails_the_run_before_any_site_trains(tmp_
     sites = federated.Sites()
     state = segment(tmp_path, sites=sites, privacy=private(noise_multiplier=0.1, max_epsilon=1.0)).play()
     assert (state.status, sites.plans) == (model.Status.FAILED, [])
+
+
+def test_a_missing_accountant_is_told_before_any_site_trains(tmp_path, monkeypatch):
+    from airflow_mlscale.federated import privacy
+
+    monkeypatch.setitem(sys.modules, "opendp.prelude", None)
+    privacy.epsilon.cache_clear()
+    sites = federated.Sites()
+    with pytest.raises(errors.InvalidInputError, match=r"pip install airflow-provider-mlscale\[privacy\]"):
+        segment(tmp_path, sites=sites, privacy=private()).play()
+    assert sites.plans == []
