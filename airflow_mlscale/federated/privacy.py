@@ -23,6 +23,8 @@ from airflow_mlscale.federated import model
 from airflow_mlscale.federated.combination import Privacy
 
 Weights = Sequence[Any]
+BLOCK = 1 << 16
+"""Numbers that are drawn at once: a bound on memory, not on how many there may be."""
 
 
 def update_of(weights: Weights, sent: Weights, trained: Sequence[bool]) -> list[Any]:
@@ -98,11 +100,14 @@ def gaussian(shape: tuple[int, ...]) -> Any:
     that the gaps between floating-point numbers do not give the sum away (Holohan & Braghin, *Secure Random Sampling
     in Differential Privacy*, ESORICS 2021).
     """
-    count = int(np.prod(shape, dtype=np.int64))
-    bits = np.frombuffer(os.urandom(8 * 8 * count), np.uint64).reshape(8, count)
-    uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
-    radius, angle = np.sqrt(-2 * np.log(uniform[:4])), 2 * pi * uniform[4:]
-    return ((radius * np.cos(angle)).sum(axis=0) / 2).reshape(shape)  # Box and Muller's numbers
+    drawn = np.empty(int(np.prod(shape, dtype=np.int64)))
+    for start in range(0, len(drawn), BLOCK):
+        part = drawn[start : start + BLOCK]
+        bits = np.frombuffer(os.urandom(8 * 8 * len(part)), np.uint64).reshape(8, len(part))
+        uniform = ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53  # in (0, 1)
+        radius, angle = np.sqrt(-2 * np.log(uniform[:4])), 2 * pi * uniform[4:]
+        part[:] = (radius * np.cos(angle)).sum(axis=0) / 2  # Box and Muller's numbers
+    return drawn.reshape(shape)
 
 
 @dataclass(frozen=True)

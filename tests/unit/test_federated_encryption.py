@@ -38,12 +38,16 @@ class Ciphers:
         self.answers, self.dead, self.asked = answers, dead, []
         self._key, self._context, self._filter = key, FLContext(), HEModelDecryptor()
         self._filter.tenseal_context = key
+        self.told_to_stop = False
 
     def names(self):
         return [answer.site for answer in self.answers]
 
     def train(self, plan, sent):
         return self.answers
+
+    def stopped(self):
+        return self.told_to_stop
 
     def ask(self, task_name, question, targets, *, read, left_s):
         from nvflare.fuel.utils import fobs
@@ -130,6 +134,13 @@ def test_a_dead_revealer_is_covered_by_the_next(key):
     assert ciphers.asked == [("a", "b"), ("c",)]
     with pytest.raises(errors.TransientError, match=r"none of a, b, c decrypted the round's average"):
         revealed(Ciphers(key, answers, dead="abc"))
+
+
+def test_a_run_that_is_told_to_stop_does_not_fail_for_want_of_a_revealer(key):
+    ciphers = Ciphers(key, [answer(key, site, 1.0) for site in "abc"], dead="abc")
+    ciphers.told_to_stop = True
+    assert {each.error for each in revealed(ciphers)} == {"the run was told to stop"}
+    assert ciphers.asked == [("a", "b")]
 
 
 def test_without_a_quorum_nothing_is_revealed(key):

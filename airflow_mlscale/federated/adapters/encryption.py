@@ -28,7 +28,7 @@ from nvflare.apis.shareable import Shareable  # noqa: TID253
 from nvflare.apis.signal import Signal  # noqa: TID253
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import model, policy, ports
+from airflow_mlscale.federated import aggregation, model, policy, ports
 from airflow_mlscale.federated.adapters import wire
 
 REVEAL_S = 30.0
@@ -80,14 +80,16 @@ class RevealedSites:
 
     def train(self, plan: policy.RoundPlan, weights: ports.Weights) -> list[model.SiteAnswer]:
         answers = self._sites.train(plan, weights)
-        seen = list(weights)  # for a round without a quorum, whose answers nobody combines
+        seen: list[Any] | None = list(weights)  # for a round without a quorum, whose answers nobody combines
         if policy.counts(plan, answers):
             good = [answer for answer in answers if answer.error is None]
             seen = self._reveal(average(good, equal=self._equal), [answer.site for answer in good], weights)
+        if seen is None:
+            return [aggregation.refused(answer, answer.error or "the run was told to stop") for answer in answers]
         return [answer if answer.error is not None else replace(answer, weights=seen) for answer in answers]
 
-    def _reveal(self, encrypted: Any, sites: Sequence[str], like: ports.Weights) -> list[Any]:
-        """The decrypted average.
+    def _reveal(self, encrypted: Any, sites: Sequence[str], like: ports.Weights) -> list[Any] | None:
+        """The decrypted average; None if the run is told to stop meanwhile.
 
         Raises:
             TransientError: no site could decrypt it in time.
@@ -104,6 +106,8 @@ class RevealedSites:
             for _, plain in answers:
                 if plain is not None:
                     return plain  # type: ignore[no-any-return]
+            if self._sites.stopped():
+                return None
         raise errors.TransientError(f"none of {', '.join(sites)} decrypted the round's average")
 
 

@@ -186,7 +186,7 @@ class NvflareSites:
         self._workflow.broadcast(task=task, fl_ctx=self._fl_ctx, targets=list(targets), min_responses=0)
         try:
             with heard:
-                while (left := left_s(answers, time.monotonic() - started)) > 0 and not self._stopped():
+                while (left := left_s(answers, time.monotonic() - started)) > 0 and not self.stopped():
                     heard.wait(min(left, CHECK_S))
                 return list(answers)
         finally:
@@ -196,7 +196,8 @@ class NvflareSites:
         """At once and not after the round: a bad answer must not count as one of the quorum."""
         return aggregation.refused(answer, self._fault(answer, sent))
 
-    def _stopped(self) -> bool:
+    def stopped(self) -> bool:
+        """Whether the run is told to stop."""
         return bool(self._abort_signal.triggered) or self._writer.stop_asked()
 
 
