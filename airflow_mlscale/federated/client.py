@@ -62,7 +62,7 @@ class RunClient:
             log.warning("run %s is known with other settings; it keeps those it began with", run.run_id)
         run = known or run
         state, (segment, job_id) = directory.state(), directory.last_segment()
-        if state is not None and state.status in (model.Status.REACHED, model.Status.LIMIT):
+        if state is not None and state.status.usable:
             log.info("run %s has already ended: %s", run.run_id, state.reason)
         elif job_id is not None and not directory.stop_asked() and not _halted(state, segment):
             done = len(state.rounds) if state else 0

@@ -94,12 +94,15 @@ class ServerOptimiser(_Words):
     """The paper's β₂, of ``fedadam`` and ``fedyogi``."""
     adaptivity: float = 1e-3
     """The paper's τ: updates well below it are taken as they come, not scaled up. In units of weights."""
+    averaging: float = 0.0
+    """Weight of the models before in the one that is evaluated and kept, a moving average of those that the sites get
+    (Polyak and Juditsky, 1992): it moves less from round to round with whom was asked. 0 for none."""
 
     def __post_init__(self) -> None:
         checks.one_of(self.name, "server_optimiser", OPTIMISERS)
         if self.learning_rate is not None:
             checks.within(self.learning_rate, "learning_rate", 0.0)
-        for name in ("momentum", "second_moment"):
+        for name in ("momentum", "second_moment", "averaging"):
             checks.number(getattr(self, name), name, 0.0)
             checks.check(getattr(self, name) < 1, name, getattr(self, name), "must be below 1")
         checks.within(self.adaptivity, "adaptivity", 0.0)
@@ -112,7 +115,7 @@ class ServerOptimiser(_Words):
     @property
     def plain(self) -> bool:
         """Whether the model simply becomes what the answers say."""
-        return self.name == "fedavg" and self.rate == 1.0
+        return self.name == "fedavg" and self.rate == 1.0 and self.averaging == 0.0
 
 
 FEDAVG = ServerOptimiser()

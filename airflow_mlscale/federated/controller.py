@@ -1,19 +1,29 @@
 """The round loop of one segment: observe → decide → act, on ports.
 
 Runs inside the federation's server job. It starts at the last complete round, makes every round durable before
-the next begins, and ends when `policy.verdict` says so or somebody asks it to stop.
+the next begins, and ends when `stopping.verdict` says so or somebody asks it to stop.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import inf
 from pathlib import Path
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import model, policy, ports, privacy, server_step
+from airflow_mlscale.federated import (
+    curve,
+    forecast,
+    model,
+    policies,
+    policy,
+    ports,
+    privacy,
+    server_step,
+    sites,
+    stopping,
+)
 from airflow_mlscale.federated.settings import RunSettings
 
 log = logging.getLogger(__name__)
@@ -31,7 +41,8 @@ class SegmentController:
     output_dir: Path
     now: Callable[[], float]
     """Wall time in seconds since the epoch."""
-    _records: list[policy.SiteRecord] = field(init=False, default_factory=list)
+    _names: frozenset[str] = field(init=False, default=frozenset())
+    _forecast: forecast.Forecast | None = field(init=False, default=None)
     _last_round_s: float | None = field(init=False, default=None)
     _trained: Sequence[bool] = field(init=False, default=())
     _memory: ports.Weights = field(init=False, default=())
@@ -45,21 +56,21 @@ class SegmentController:
                 break
             state, weights, failure = self._round(state, weights)
             if failure:
-                decided = policy.Verdict(model.Status.FAILED, failure)
+                decided = stopping.Verdict(model.Status.FAILED, failure)
                 break
         return self._end(state, decided)
 
-    def _verdict(self, state: model.RunState) -> policy.Verdict:
-        decided, secret = policy.verdict(self.run, state, now=self.now()), self.run.privacy
+    def _verdict(self, state: model.RunState) -> stopping.Verdict:
+        decided, secret = stopping.verdict(self.run, state, now=self.now(), seen=self._forecast), self.run.privacy
         if decided.ends or secret is None or not privacy.exhausted(secret, state.rounds):
             return decided
         ended = model.Status.LIMIT if state.rounds else model.Status.FAILED
-        return policy.Verdict(ended, f"one more round could exceed max_epsilon={secret.max_epsilon:g}")
+        return stopping.Verdict(ended, f"one more round could exceed max_epsilon={secret.max_epsilon:g}")
 
-    def _stopped(self) -> policy.Verdict:
+    def _stopped(self) -> stopping.Verdict:
         if self.store.interrupted():
-            return policy.Verdict(model.Status.INTERRUPTED, "the engine ended the job: one of its processes died")
-        return policy.Verdict(model.Status.ABORTED, "asked to stop")
+            return stopping.Verdict(model.Status.INTERRUPTED, "the engine ended the job: one of its processes died")
+        return stopping.Verdict(model.Status.ABORTED, "asked to stop")
 
     def _resume(self) -> tuple[model.RunState, ports.Weights]:
         state, weights = self.store.begin(self.segment)
@@ -69,57 +80,94 @@ class SegmentController:
                 started_at=self.now(), deadline_at=self.run.deadline_at, max_rounds=self.run.max_rounds,
             )  # fmt: skip
         state = replace(state, status=model.Status.RUNNING, reason="", segment=self.segment, failed_rounds=0)
+        self._names = frozenset(self.sites.names())
+        state = replace(state, sites=sites.merged(state.sites, sites.present(state.sites, self._names)))
+        self._forecast = forecast.predict(self.run, state, now=self.now())
         self._save(state)
-        self._records = [policy.SiteRecord(name=name) for name in self.sites.names()]
         self._trained = self.evaluator.trained() if server_step.needs_trained(self.run) else ()
         self._memory = () if self.run.server_optimiser.plain else self.store.memory()
         log.info(
             "run %s segment %d: %d sites, %d rounds done",
             self.run.run_id,
             self.segment,
-            len(self._records),
+            len(self._names),
             len(state.rounds),
         )
         return state, self.evaluator.initial_weights() if weights is None else weights
 
     def _round(self, state: model.RunState, weights: ports.Weights) -> tuple[model.RunState, ports.Weights, str | None]:
         started = self.now()
-        plan = policy.plan_round(
-            self.run,
-            self._records,
-            number=len(state.rounds) + 1,
-            last_round_s=self._last_round_s,
-            left_s=self._left_s(started),
-        )
-        answers = server_step.believed(self.run, self.sites.train(plan, weights), weights, trained=self._trained)
-        self._records = policy.remember(self._records, plan, [answer.site for answer in answers])
+        plan = policies.plan_round(self.run, self._seen(state))
+        sent = server_step.to_send(self.run, weights, self._memory)
+        answers = server_step.believed(self.run, self.sites.train(plan, sent), sent, trained=self._trained)
+        closed_s = self.now() - started
+        state = self._observed(state, plan, answers, sent, closed_s)
         if not policy.counts(plan, answers):
             if self.store.stop_asked():  # the round was cut short on purpose
                 return state, weights, None
             return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
-        self._last_round_s = self.now() - started
+        self._last_round_s = closed_s
         weights, self._memory = server_step.step(self.run, answers, weights, self._memory, trained=self._trained)
         seen = self.evaluator.evaluate(weights)
-        good = [answer for answer in answers if answer.error is None]
-        done = model.Round(
-            number=plan.number, value=seen[self.run.target.metric], loss=seen["loss"], asked=plan.asked,
-            answered=tuple(sorted(answer.site for answer in good)), samples=sum(answer.samples for answer in good),
-            seconds=round(self.now() - started, 3), segment=self.segment,
-        )  # fmt: skip
-        state = policy.with_round(state, self.run.target, done)
+        state = policy.with_round(state, self.run.target, self._done(state, plan, answers, seen, started))
+        self._forecast = forecast.predict(self.run, state, now=self.now())
+        state = stopping.with_forecast(state, self._forecast)
         if self.run.privacy is not None:
             state = replace(state, epsilon=privacy.spent(self.run.privacy, state.rounds).epsilon)
         self._save(state, weights)
-        log.info(
-            "round %d: %s %.4f, %d of %d sites, %.1f s",
-            done.number,
-            state.metric,
-            done.value,
-            len(good),
-            len(plan.asked),
-            done.seconds,
-        )
+        done = state.rounds[-1]
+        counts = f"{len(done.answered)} of {len(done.asked)} sites, {done.seconds:.1f} s"
+        log.info("round %d: %s %.4f, %s; %s", done.number, state.metric, done.value, counts, plan.reason)
         return replace(state, updated_at=self.now()), weights, None
+
+    def _seen(self, state: model.RunState) -> policy.Seen:
+        return policy.Seen(
+            state=state,
+            sites=tuple(site for site in state.sites if site.name in self._names),
+            now=self.now(),
+            last_round_s=self._last_round_s,
+            forecast=self._forecast,
+        )
+
+    def _observed(
+        self,
+        state: model.RunState,
+        plan: policy.RoundPlan,
+        answers: Sequence[model.SiteAnswer],
+        sent: ports.Weights,
+        closed_s: float,
+    ) -> model.RunState:
+        after = sites.remember(
+            state.sites,
+            number=plan.number,
+            epochs=plan.local_epochs,
+            answers=answers,
+            open_s=closed_s,
+            start_s=_start_s(answers) if self._last_round_s is None else 0.0,
+            model_gigabytes=sum(array.nbytes for array in sent) / 1e9,
+        )
+        return replace(state, sites=after)
+
+    def _done(
+        self,
+        state: model.RunState,
+        plan: policy.RoundPlan,
+        answers: Sequence[model.SiteAnswer],
+        seen: Mapping[str, float],
+        started: float,
+    ) -> model.Round:
+        """The record of a complete round; what it cost is what the sites' records grew by since the last one."""
+        good = sorted((answer for answer in answers if answer.error is None), key=lambda answer: answer.site)
+        epochs = [plan.local_epochs.get(answer.site, 1) for answer in good]
+        work = curve.effort(epochs=sum(epochs) / max(1, len(epochs)), answers=len(good), sites=len(self._names))
+        return model.Round(
+            number=plan.number, value=seen[self.run.target.metric], loss=seen["loss"], asked=plan.asked,
+            answered=tuple(answer.site for answer in good), samples=sum(answer.samples for answer in good),
+            seconds=round(self.now() - started, 3), segment=self.segment, epochs=plan.local_epochs, effort=work,
+            node_s=round(state.node_seconds - sum(done.node_s for done in state.rounds), 3),
+            compute_s=round(sum(answer.train_s for answer in good), 3),
+            gigabytes=state.gigabytes - sum(done.gigabytes for done in state.rounds),
+        )  # fmt: skip
 
     def _uncounted(
         self, state: model.RunState, plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]
@@ -136,7 +184,7 @@ class SegmentController:
         reason = decided.reason
         if decided.status == model.Status.INTERRUPTED and state.reason:
             reason = f"{reason}; {state.reason}"
-        if decided.status in (model.Status.REACHED, model.Status.LIMIT):
+        if decided.status.usable and state.rounds:
             self._save(replace(state, status=model.Status.EXPORTING, reason=reason))
             exported = self.evaluator.export(self.store.best_weights(state), self.output_dir)
             state = replace(state, saved_model=exported.saved_model, keras_model=exported.keras_model)
@@ -145,11 +193,13 @@ class SegmentController:
         log.info("run %s: %s, %s", self.run.run_id, state.status, reason)
         return state
 
-    def _left_s(self, now: float) -> float:
-        return inf if self.run.deadline_at is None else self.run.deadline_at - now
-
     def _save(self, state: model.RunState, weights: ports.Weights | None = None) -> None:
         self.store.checkpoint(replace(state, updated_at=self.now()), weights, self._memory)
+
+
+def _start_s(answers: Sequence[model.SiteAnswer]) -> float:
+    """Time of a segment's first round in which the sites were starting up: the least that an answer did not train."""
+    return max(0.0, min((answer.elapsed_s - answer.train_s for answer in answers if answer.error is None), default=0.0))
 
 
 def _same_error(plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]) -> str | None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from math import inf, isfinite
+from math import inf, isfinite, sqrt
+from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from airflow_mlscale import errors
+from airflow_mlscale.federated import checks
 from airflow_mlscale.federated.sites import Site
 
 
@@ -65,6 +67,10 @@ def check_value(field: str, metric: str, value: object) -> None:
         raise errors.InvalidInputError(field, value, f"a target for {metric} must be a number {span}")
 
 
+BOUND_ROUNDS = 5
+"""Evaluations behind a confidence bound."""
+
+
 @dataclass(frozen=True)
 class Quality:
     """The one condition of a run: a metric on held-out data has a value, several evaluations in a row."""
@@ -75,11 +81,15 @@ class Quality:
     """What it must reach: at least this, or at most this for errors and losses."""
     in_a_row: int = 2
     """Evaluations in a row that must reach it, so that one lucky round does not end a run."""
+    confidence: float | None = None
+    """The value is also held when, with this probability, the mean of the last evaluations reaches it: 0.95, say."""
 
     def __post_init__(self) -> None:
         check_value("target", self.metric, self.value)
         if not isinstance(self.in_a_row, int) or isinstance(self.in_a_row, bool) or self.in_a_row < 1:
             raise errors.InvalidInputError("in_a_row", self.in_a_row, "must be a whole number >= 1")
+        if self.confidence is not None:
+            checks.within(self.confidence, "confidence", 0.5, 1.0)
 
     @property
     def higher_is_better(self) -> bool:
@@ -93,8 +103,24 @@ class Quality:
         return value >= self.value if self.higher_is_better else value <= self.value
 
     def held(self, values: Sequence[float]) -> bool:
-        """Whether the last `in_a_row` evaluations all reach the value."""
-        return len(values) >= self.in_a_row and all(self.met(value) for value in values[-self.in_a_row :])
+        """Whether the last `in_a_row` evaluations all reach the value, or a confidence bound of the last ones does."""
+        if len(values) >= self.in_a_row and all(self.met(value) for value in values[-self.in_a_row :]):
+            return True
+        return bool(values) and self.met(values[-1]) and self.met(self.bound(values))
+
+    def bound(self, values: Sequence[float]) -> float | None:
+        """The confidence bound of the mean of the last `BOUND_ROUNDS` evaluations; None without `confidence`."""
+        last = values[-BOUND_ROUNDS:]
+        if self.confidence is None or len(last) < BOUND_ROUNDS or not all(isfinite(value) for value in last):
+            return None
+        off = NormalDist().inv_cdf(self.confidence) * stdev(last) / sqrt(len(last))
+        return fmean(last) - off if self.higher_is_better else fmean(last) + off
+
+    def why_held(self, values: Sequence[float]) -> str:
+        """For people, of values that hold."""
+        if all(self.met(value) for value in values[-self.in_a_row :]):
+            return f"{self} held {self.in_a_row} evaluations in a row"
+        return f"{self} holds with confidence {self.confidence:g} over the last {BOUND_ROUNDS} evaluations"
 
     def ever_held(self, values: Sequence[float]) -> bool:
         """Whether any `in_a_row` evaluations in a row reached the value."""

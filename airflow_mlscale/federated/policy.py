@@ -1,26 +1,26 @@
-"""The choices of a run, made without clock or I/O: whom to ask, when a round closes, how answers combine, when to stop.
+"""One round: what is planned, when it closes, what it changes. And what a policy is. No clock, no I/O.
 
-The cohort rule is quorum plus over-selection plus a round deadline (Bonawitz et al., *Towards Federated Learning
-at Scale*, MLSys 2019, §4.2), the combination is weighted averaging (McMahan et al., AISTATS 2017).
+Belongs here: what all policies share. The policies themselves have a module each (`adaptive`, `static`, `oort`,
+`paper`), `policies` knows them by name. A round has a quorum, over-selection and a deadline (Bonawitz et al.,
+*Towards Federated Learning at Scale*, MLSys 2019, §4.2).
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from math import ceil, inf
-from typing import Any
+from math import inf
+from typing import Protocol
 
 from airflow_mlscale.federated import model
+from airflow_mlscale.federated.forecast import Forecast
 from airflow_mlscale.federated.settings import RunSettings
+from airflow_mlscale.federated.sites import Site
 
 PATIENCE = 3.0
 """A round with a quorum waits at most this many times as long as the last round took, …"""
 LEAST_PATIENCE_S = 5.0
 """… and at least this long: a dead site costs one such wait, not a whole round timeout."""
-SILENT_AFTER = 1
-"""Unanswered rounds in a row after which a site no longer counts for what is `enough`; it is still asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,66 +40,70 @@ class RoundPlan:
     """Seconds after which it closes if it has its quorum."""
     grace_fraction: float
     """Part of the time to `enough` answers that stragglers get on top."""
-    local_epochs: int
+    local_epochs: Mapping[str, int]
+    """Of each site that is asked."""
     batch_size: int
+    reason: str = ""
+    """Why this round looks as it does, for people."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SiteRecord:
-    """What the controller remembers of a site in this segment."""
+class Seen:
+    """All that a policy decides from."""
 
-    name: str
-    unanswered: int = 0
-    """Rounds in a row in which it was asked and did not answer."""
+    state: model.RunState
+    sites: tuple[Site, ...]
+    """Those that can be asked now."""
+    now: float
+    """Seconds since the epoch."""
+    last_round_s: float | None = None
+    """How long the last round of this segment was open; None if the sites still have to start."""
+    forecast: Forecast | None = None
+    """What was predicted after the last round."""
+
+    @property
+    def number(self) -> int:
+        """Of the round to be planned, from 1."""
+        return len(self.state.rounds) + 1
+
+    def left_s(self, run: RunSettings) -> float:
+        """Seconds to the run's deadline, possibly infinite."""
+        return inf if run.deadline_at is None else run.deadline_at - self.now
 
 
-def remember(sites: Sequence[SiteRecord], plan: RoundPlan, heard: Sequence[str]) -> list[SiteRecord]:
-    """The records after a round in which the sites ``heard`` answered, well or with an error."""
-    after = []
-    for site in sites:
-        missed = site.unanswered + 1 if site.name in plan.asked else site.unanswered
-        after.append(SiteRecord(name=site.name, unanswered=0 if site.name in heard else missed))
-    return after
+class Policy(Protocol):
+    """Plans a round. Pure: the same arguments give the same plan."""
+
+    def __call__(self, run: RunSettings, seen: Seen) -> RoundPlan: ...
 
 
-def plan_round(
-    settings: RunSettings, sites: Sequence[SiteRecord], *, number: int, last_round_s: float | None, left_s: float
+def plan(
+    run: RunSettings,
+    seen: Seen,
+    epochs: Mapping[str, int],
+    *,
+    enough: int,
+    patience_s: float | None = None,
+    grace_fraction: float | None = None,
+    reason: str = "",
 ) -> RoundPlan:
-    """Whom to ask in the next round.
-
-    Without a cohort everybody is asked and ``n / over_selection`` answers are enough; with a cohort K,
-    ``K · over_selection`` sites are asked and K answers are enough. Silent sites are asked last and not counted on.
-
-    Args:
-        settings: of the run.
-        sites: all sites of the segment.
-        number: of the round, from 1; with the seed it decides the random choice.
-        last_round_s: how long the last round of this segment was open; None if the sites still have to start.
-        left_s: seconds to the run's deadline, possibly infinite; a round never lasts longer.
-    """
-    lively = [site.name for site in sites if site.unanswered < SILENT_AFTER]
-    silent = [site.name for site in sites if site.unanswered >= SILENT_AFTER]
-    draw = random.Random(f"{settings.seed}/{number}")  # noqa: S311 - a reproducible choice, not a secret
-    draw.shuffle(lively)
-    draw.shuffle(silent)
-    if settings.cohort is None:
-        asked = lively + silent
-        enough = ceil(len(lively) / settings.over_selection)
-    else:
-        asked = (lively + silent)[: ceil(settings.cohort * settings.over_selection)]
-        enough = min(settings.cohort, sum(name in lively for name in asked))
-    timeout_s = settings.round_timeout_s + (settings.start_allowance_s if last_round_s is None else 0.0)
-    patience_s = inf if last_round_s is None else max(LEAST_PATIENCE_S, PATIENCE * last_round_s)
+    """The plan that asks these sites; times and the quorum from the settings where nothing else is said."""
+    timeout_s = run.round_timeout_s + (run.start_allowance_s if seen.last_round_s is None else 0.0)
+    if seen.last_round_s is None:
+        patience_s = inf
+    elif patience_s is None:
+        patience_s = max(LEAST_PATIENCE_S, PATIENCE * seen.last_round_s)
     return RoundPlan(
-        number=number,
-        asked=tuple(sorted(asked)),
-        enough=max(enough, settings.min_nodes),
-        quorum=settings.min_nodes,
-        timeout_s=max(0.0, min(timeout_s, left_s)),
+        number=seen.number,
+        asked=tuple(sorted(epochs)),
+        enough=max(enough, run.min_nodes),
+        quorum=run.min_nodes,
+        timeout_s=max(0.0, min(timeout_s, seen.left_s(run))),
         patience_s=patience_s,
-        grace_fraction=settings.grace_fraction,
-        local_epochs=settings.local_epochs,
-        batch_size=settings.batch_size,
+        grace_fraction=run.grace_fraction if grace_fraction is None else grace_fraction,
+        local_epochs=dict(epochs),
+        batch_size=run.batch_size,
+        reason=reason,
     )
 
 
@@ -126,49 +130,6 @@ def seconds_to_close(plan: RoundPlan, *, answered_after_s: Sequence[float], fail
 def counts(plan: RoundPlan, answers: Sequence[model.SiteAnswer]) -> bool:
     """Whether the good answers make the quorum."""
     return sum(answer.error is None for answer in answers) >= plan.quorum
-
-
-def combine(answers: Sequence[model.SiteAnswer]) -> list[Any]:
-    """Average of the sites' weights, weighted by their samples; arrays in the model's order and types."""
-    good = [answer for answer in answers if answer.error is None and answer.samples > 0]
-    if not good:
-        raise ValueError("no answer with samples to combine")
-    total = sum(answer.samples for answer in good)
-    layers = zip(*(answer.weights for answer in good), strict=True)
-    shares = [answer.samples / total for answer in good]
-    return [sum(w * s for w, s in zip(layer, shares, strict=True)).astype(layer[0].dtype) for layer in layers]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Whether the run ends here."""
-
-    status: model.Status
-    reason: str
-
-    @property
-    def ends(self) -> bool:
-        """Whether no further round is played."""
-        return self.status != model.Status.RUNNING
-
-
-def verdict(settings: RunSettings, state: model.RunState, *, now: float) -> Verdict:
-    """Go on, or stop and why. A run that holds its target when a limit comes has reached it."""
-    if settings.target.held(state.values):
-        return Verdict(model.Status.REACHED, f"{settings.target} held {settings.target.in_a_row} evaluations in a row")
-    if settings.deadline_at is not None and now >= settings.deadline_at:
-        if not state.rounds:
-            return Verdict(model.Status.FAILED, "the deadline passed before the first round was complete")
-        return Verdict(model.Status.LIMIT, f"the deadline passed at {state.metric} {state.value:.4f}")
-    if len(state.rounds) >= settings.max_rounds:
-        return Verdict(
-            model.Status.LIMIT, f"max_rounds={settings.max_rounds} reached at {state.metric} {state.value:.4f}"
-        )
-    if state.failed_rounds >= settings.max_failed_rounds:
-        return Verdict(
-            model.Status.INTERRUPTED, f"{state.failed_rounds} rounds in a row without {settings.min_nodes} answers"
-        )
-    return Verdict(model.Status.RUNNING, "")
 
 
 def with_round(state: model.RunState, target: model.Quality, done: model.Round) -> model.RunState:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from airflow_mlscale.federated import aggregation, model, optimisers, privacy
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -38,33 +40,52 @@ def believed(
     return [aggregation.refused(answer, too_long(answer)) for answer in seen]
 
 
+def to_send(run: RunSettings, kept: Weights, memory: Sequence[Any]) -> Weights:
+    """The weights that the sites get next: those kept, or where an average is kept, the last ones of the average."""
+    return list(memory)[-len(kept) :] if run.server_optimiser.averaging and memory else kept
+
+
 def step(
     run: RunSettings,
     answers: Sequence[model.SiteAnswer],
-    sent: Weights,
+    kept: Weights,
     memory: Sequence[Any],
     *,
     trained: Sequence[bool],
 ) -> tuple[list[Any], list[Any]]:
-    """The next model and the arrays that the server optimiser remembers.
+    """The next model to keep and the arrays that the server remembers for the next step.
 
     Args:
         run: settings.
         answers: of the round, after `believed`.
-        sent: the weights that the sites were given.
+        kept: the model that the last step returned; the sites were given `to_send` of it.
         memory: arrays that the last step returned; empty at the beginning.
         trained: for each array, whether gradients train it; not looked at unless `needs_trained`.
 
     Raises:
         ValueError: too few good answers for the rule, or none.
     """
+    sent = to_send(run, kept, memory)
     if run.privacy is None:
         answer = aggregation.combined(answers, run.aggregation)
     else:
         parts = [each.weights for each in answers if each.error is None]
         answer = privacy.combined(run.privacy, parts, sent, trained)
-    if run.server_optimiser.plain:
+    optimiser = run.server_optimiser
+    if optimiser.plain:
         return answer, []
-    moments = optimisers.Moments.from_arrays(run.server_optimiser, memory)
-    moved, moments = optimisers.step(run.server_optimiser, sent, answer, moments, trained=trained)
-    return moved, moments.to_arrays()
+    ours = len(memory) - len(kept) if optimiser.averaging and memory else len(memory)
+    moments = optimisers.Moments.from_arrays(optimiser, memory[:ours])
+    moved, moments = optimisers.step(optimiser, sent, answer, moments, trained=trained)
+    if not optimiser.averaging:
+        return moved, moments.to_arrays()
+    average = _averaged(optimiser.averaging, kept, moved) if memory else list(moved)
+    return average, [*moments.to_arrays(), *moved]
+
+
+def _averaged(share: float, kept: Weights, moved: Weights) -> list[Any]:
+    """Real numbers are averaged, counters just move on."""
+    return [
+        (share * old + (1 - share) * new).astype(new.dtype) if np.issubdtype(new.dtype, np.floating) else new
+        for old, new in zip(kept, moved, strict=True)
+    ]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from airflow_mlscale.federated import checks
 from airflow_mlscale.federated.checks import check as _check
 from airflow_mlscale.federated.checks import number as _number
 from airflow_mlscale.federated.checks import whole as _whole
@@ -21,6 +22,48 @@ from airflow_mlscale.federated.model import Quality
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+
+
+POLICIES: Mapping[str, str] = {
+    "adaptive": "cohort, epochs per site, quorum and round deadline chosen each round",
+    "over_selection": "a fixed cohort and fixed epochs; more are asked than are waited for",
+    "fedavg": "a fixed cohort and fixed epochs; all of it is waited for",
+    "oort": "a fixed cohort of the sites that are useful and fast (Lai et al., OSDI 2021)",
+    "linear_rounds": "epochs from a line through the last two rounds, a target linear in rounds",
+    "linear_network": "the same, a target linear in the bytes moved",
+    "quadratic_rounds": "the same, a target quadratic in rounds",
+    "quadratic_network": "the same, a target quadratic in the bytes moved",
+}
+"""Who plans the rounds; the last four are of Baresi, Quattrocchi and Rasi, SEAMS 2021."""
+OBJECTIVES = ("cost", "time")
+ON_INFEASIBLE = ("stop", "go_on")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """What a run may cost; no round is begun once it is spent."""
+
+    node_seconds: float | None = None
+    """Seconds that sites are held by rounds, summed over the sites."""
+    gigabytes: float | None = None
+    """Model and answers on the wire, 10⁹ bytes, summed over the sites."""
+
+    def __post_init__(self) -> None:
+        for name in ("node_seconds", "gigabytes"):
+            if getattr(self, name) is not None:
+                checks.within(getattr(self, name), f"budget.{name}", 0.0)
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Budget:
+        """The budget from its JSON object."""
+        return cls(**values)
+
+
+NO_BUDGET = Budget()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,11 +93,12 @@ class RunSettings:
     min_nodes: int = 2
     """Quorum: a round with fewer answers does not count."""
     cohort: int | None = None
-    """Answers that a round wants; None wants every site."""
+    """Answers that a round wants; None leaves it to the policy (those that choose none want every site)."""
     over_selection: float = 1.25
     """Sites asked ÷ answers wanted, so that slow or dead sites do not hold a round up. ≥ 1."""
-    local_epochs: int = 1
-    """Passes over its own data that a site makes in a round."""
+    local_epochs: int | None = None
+    """Passes over its own data that a site makes in a round; None leaves it to the policy (1 for those that choose
+    none)."""
     batch_size: int = 32
     """Samples of one training step on a site."""
     proximal_mu: float = 0.0
@@ -78,6 +122,18 @@ class RunSettings:
     """After the quorum, stragglers get this part of the time that the quorum took, at least one second."""
     max_failed_rounds: int = 3
     """Rounds without a quorum in a row after which the run fails."""
+    policy: str = "adaptive"
+    """Who plans the rounds, one of `POLICIES`."""
+    objective: str = "cost"
+    """What the adaptive policy saves while it keeps the limits: ``cost`` (the sites' time) or ``time``."""
+    max_local_epochs: int = 20
+    """Most local epochs that a policy may choose."""
+    budget: Budget = NO_BUDGET
+    """What the run may cost."""
+    stall_rounds: int | None = 40
+    """Rounds without progress after which the run ends; None never ends it for that."""
+    on_infeasible: str = "stop"
+    """``stop`` once the learning curve shows that the target is out of reach within the limits, or ``go_on``."""
     seed: int = 0
     """Of the choice of sites and of the initial weights."""
     output_dir: str | None = None
@@ -88,8 +144,15 @@ class RunSettings:
     def __post_init__(self) -> None:
         self._check_names()
         self._check_sites()
-        for name in ("max_rounds", "local_epochs", "batch_size", "max_failed_rounds"):
+        for name in ("max_rounds", "max_local_epochs", "batch_size", "max_failed_rounds"):
             _whole(getattr(self, name), name, 1)
+        for name in ("local_epochs", "stall_rounds"):
+            if getattr(self, name) is not None:
+                _whole(getattr(self, name), name, 1)
+        checks.one_of(self.policy, "policy", POLICIES)
+        checks.one_of(self.objective, "objective", OBJECTIVES)
+        checks.one_of(self.on_infeasible, "on_infeasible", ON_INFEASIBLE)
+        _check(isinstance(self.budget, Budget), "budget", self.budget, "use Budget(node_seconds=..., gigabytes=...)")
         for name, least in (("over_selection", 1.0), ("grace_fraction", 0.0), ("start_allowance_s", 0.0)):
             _number(getattr(self, name), name, least)
         _number(self.round_timeout_s, "round_timeout_s", 0.1)
@@ -152,7 +215,10 @@ class RunSettings:
         known = {f.name for f in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
         kept["target"] = Quality.from_json(values["target"])
-        for name, kind in (("aggregation", Aggregation), ("server_optimiser", ServerOptimiser), ("privacy", Privacy)):
+        kinds = {
+            "aggregation": Aggregation, "server_optimiser": ServerOptimiser, "privacy": Privacy, "budget": Budget,
+        }  # fmt: skip
+        for name, kind in kinds.items():
             if kept.get(name) is not None:
                 kept[name] = kind.from_json(kept[name])
         kept["extra_modules"] = tuple(values.get("extra_modules", ()))

@@ -10,6 +10,7 @@ import numpy as np
 
 from airflow_mlscale.federated import model, policy, ports
 from airflow_mlscale.federated.settings import RunSettings
+from airflow_mlscale.federated.sites import Site
 
 
 def settings(**changes) -> RunSettings:
@@ -24,6 +25,22 @@ def settings(**changes) -> RunSettings:
             **changes,
         }
     )
+
+
+def state(*values: float, **changes) -> model.RunState:
+    """A run with these values after its rounds."""
+    rounds = tuple(
+        model.Round(number=i + 1, value=v, loss=1 - v, asked=(), answered=(), samples=1, seconds=1, segment=1)
+        for i, v in enumerate(values)
+    )
+    best = max(range(len(values)), key=lambda i: values[i]) + 1 if values else 0
+    return model.RunState(**{"run_id": "run", "rounds": rounds, "best_round": best, **changes})
+
+
+def seen(*names: str, silent: str = "", values: Sequence[float] = (), now: float = 1000.0, **changes) -> policy.Seen:
+    """What a policy sees: sites of which some were silent, and a run with these values."""
+    records = tuple(Site(name=name, unanswered=int(name in silent)) for name in names)
+    return policy.Seen(**{"state": state(*values), "sites": records, "now": now, "last_round_s": 2.0, **changes})
 
 
 @dataclass

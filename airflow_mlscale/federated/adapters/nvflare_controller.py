@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,7 +152,7 @@ class NvflareSites:
             read=lambda site, result: self._judged(_answer(site, result), weights),
             left_s=lambda heard, elapsed_s: _left_s(plan, heard, elapsed_s),
         )
-        return [answer for _, answer in answers]
+        return [replace(answer, elapsed_s=elapsed_s) for elapsed_s, answer in answers]
 
     def ask(
         self,
@@ -207,7 +208,7 @@ def _left_s(plan: policy.RoundPlan, answers: Sequence[tuple[float, model.SiteAns
 
 
 def _question(plan: policy.RoundPlan, weights: ports.Weights) -> Shareable:
-    meta = {wire.EPOCHS: plan.local_epochs, wire.BATCH: plan.batch_size}
+    meta = {wire.EPOCHS: dict(plan.local_epochs), wire.BATCH: plan.batch_size}
     return FLModelUtils.to_shareable(FLModel(params=wire.pack(weights), current_round=plan.number, meta=meta))
 
 
@@ -219,7 +220,8 @@ def _answer(site: str, result: Shareable) -> model.SiteAnswer:
         return model.SiteAnswer(site=site, error=str(error)[:1000])
     return model.SiteAnswer(
         site=site, samples=found.meta.get(wire.SAMPLES, 0), loss=found.meta.get(wire.LOSS),
-        train_s=float(found.meta.get(wire.SECONDS, 0.0)), weights=wire.unpack(found.params),
+        train_s=float(found.meta.get(wire.SECONDS, 0.0)), utility=found.meta.get(wire.FIRST_LOSS),
+        weights=wire.unpack(found.params),
     )  # fmt: skip
 
 

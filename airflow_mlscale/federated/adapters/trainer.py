@@ -32,6 +32,7 @@ class Trainer:
 
         _limit_threads()
         self.run = run
+        self.site = site
         self.model = keras_model.build(run)
         self._pull = proximal.ProximalTerm(self.model, run.proximal_mu) if run.proximal_mu else None
         own = user_functions.call("client_data", run.client_data, site, **run.data_args)
@@ -39,8 +40,8 @@ class Trainer:
         keras.utils.set_random_seed(zlib.crc32(f"{run.seed}/{site}".encode()) % 2**31)
         log.info("%s holds %d samples", site, len(self.x))
 
-    def train(self, weights: list[Any], *, epochs: int, batch_size: int) -> tuple[list[Any], float, float]:
-        """Train from ``weights``; returns the weights that may leave, last training loss and seconds.
+    def train(self, weights: list[Any], *, epochs: int, batch_size: int) -> tuple[list[Any], list[float], float]:
+        """Train from ``weights``; returns the weights that may leave, training loss of each epoch, and seconds.
 
         Raises:
             InvalidInputError: the weights do not fit the model.
@@ -63,7 +64,7 @@ class Trainer:
         if self.run.privacy is not None:
             trainable = keras_model.trained(self.model)
             trained = privacy.leaving(self.run.privacy, trained, weights, trainable, quorum=self.run.min_nodes)
-        return trained, float(seen.history["loss"][-1]), time.monotonic() - started
+        return trained, [float(loss) for loss in seen.history["loss"]], time.monotonic() - started
 
 
 def main() -> None:
@@ -96,16 +97,18 @@ def _answer(trainer: Trainer | None, broken: str | None, task: Any) -> tuple[dic
     if trainer is None:
         return {}, {wire.ERROR: broken}
     try:
-        weights, loss, seconds = trainer.train(
-            wire.unpack(task.params), epochs=int(task.meta[wire.EPOCHS]), batch_size=int(task.meta[wire.BATCH])
+        weights, losses, seconds = trainer.train(
+            wire.unpack(task.params),
+            epochs=int(task.meta[wire.EPOCHS][trainer.site]),
+            batch_size=int(task.meta[wire.BATCH]),
         )
     except Exception as exc:  # as above
         log.exception("round %s failed", task.current_round)
         return {}, {wire.ERROR: f"{type(exc).__name__}: {exc}"}
-    log.info("round %s: loss %.4f in %.1f s", task.current_round, loss, seconds)
+    log.info("round %s: loss %.4f in %.1f s", task.current_round, losses[-1], seconds)
     told = {wire.SAMPLES: len(trainer.x), wire.SECONDS: round(seconds, 3)}
     if trainer.run.privacy is None:  # a loss tells about the data, and nothing hides it
-        told[wire.LOSS] = loss
+        told[wire.LOSS], told[wire.FIRST_LOSS] = losses[-1], losses[0]
     leaving = [wire.flatten(weights)] if trainer.run.encrypted else weights  # the site's job process encrypts it
     return wire.pack(leaving), told
 

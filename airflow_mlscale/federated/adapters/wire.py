@@ -12,10 +12,13 @@ SETTINGS_FILE = "mlscale_run.json"
 """File of the job's custom folder with the run's settings."""
 
 EPOCHS = "mlscale_local_epochs"
+"""Local epochs by site."""
 BATCH = "mlscale_batch_size"
 SAMPLES = "mlscale_samples"
 SECONDS = "mlscale_train_s"
 LOSS = "mlscale_loss"
+FIRST_LOSS = "mlscale_first_loss"
+"""Of the first local epoch: what the model could not do before."""
 ERROR = "mlscale_error"
 
 

@@ -1,0 +1,144 @@
+"""What is left of a run: rounds, time and cost to its target, and what its limits allow. Pure.
+
+The learning curve (`curve`) says how much work is left, the rounds so far say what a round's work costs, and the
+limits say how many more rounds there can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from statistics import median
+from typing import Any
+
+from airflow_mlscale.federated import curve, model
+from airflow_mlscale.federated.settings import RunSettings
+
+RECENT = 5
+"""Rounds that say what the next one will cost."""
+SPEED_UP = 1.25
+"""Work that a round may still be made to do, ÷ what rounds do now: a doubt must hold even then."""
+HOPELESS = 0.03
+"""Below this chance a target looks out of reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forecast:
+    """What is predicted after a round."""
+
+    rounds: curve.Span
+    """Rounds left to the target; infinite where it may be out of reach."""
+    seconds: curve.Span
+    """Time left to the target."""
+    node_seconds: curve.Span
+    """Site time still to be spent."""
+    gigabytes: curve.Span
+    rounds_to_limit: float
+    """Rounds that the limits still allow."""
+    limit: str
+    """The limit that comes first; empty if there is none."""
+    chance: float
+    """Probability that the target is reached within the limits."""
+    at_limit: curve.Span
+    """The metric at the limit, from a bad to a good outcome."""
+
+    @property
+    def hopeless(self) -> bool:
+        """Whether the target looks out of reach."""
+        return self.chance < HOPELESS
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object; null stands for infinite."""
+        spans = {name: getattr(self, name) for name in ("rounds", "seconds", "node_seconds", "gigabytes", "at_limit")}
+        return {
+            **{name: [_finite(span.low), _finite(span.middle), _finite(span.high)] for name, span in spans.items()},
+            "rounds_to_limit": _finite(self.rounds_to_limit),
+            "limit": self.limit,
+            "chance": round(self.chance, 4),
+        }
+
+
+def _finite(number: float) -> float | None:
+    return round(number, 6) if isfinite(number) else None
+
+
+def predict(run: RunSettings, state: model.RunState, *, now: float) -> Forecast | None:
+    """What the rounds so far say; None while they say nothing."""
+    seen = curve.fit(
+        model.METRICS[run.target.metric], state.values, [each.effort for each in state.rounds]
+    )  # fmt: skip
+    if seen is None:
+        return None
+    costs = RoundCosts.of(state.rounds)
+    limit, rounds_to_limit = first_limit(run, state, costs, now=now)
+    useful = max(0.0, rounds_to_limit - (run.target.in_a_row - 1))
+    reachable_x = seen.x + min(useful, 1e6) * costs.effort * SPEED_UP
+    work = seen.work_to(run.target.value)
+    rounds = curve.Span(
+        *(_rounds(each, costs.effort, run.target.in_a_row) for each in (work.low, work.middle, work.high))
+    )
+    return Forecast(
+        rounds=rounds,
+        seconds=_times(rounds, costs.seconds),
+        node_seconds=_times(rounds, costs.node_s),
+        gigabytes=_times(rounds, costs.gigabytes),
+        rounds_to_limit=rounds_to_limit,
+        limit=limit,
+        chance=seen.chance(run.target.value, reachable_x),
+        at_limit=seen.value_at(seen.x + min(rounds_to_limit, 1e6) * costs.effort),
+    )
+
+
+@dataclass(frozen=True)
+class RoundCosts:
+    """What one more round is expected to cost and to do."""
+
+    seconds: float
+    node_s: float
+    gigabytes: float
+    effort: float
+
+    @classmethod
+    def of(cls, rounds: Sequence[model.Round]) -> RoundCosts:
+        """Medians of the recent rounds; the first round of a segment lasts longer and is left out if it can be."""
+        begun = {
+            min(each.number for each in rounds if each.segment == segment) for segment in {r.segment for r in rounds}
+        }
+        recent = ([each for each in rounds if each.number not in begun] or list(rounds))[-RECENT:]
+        return cls(
+            seconds=median(each.seconds for each in recent),
+            node_s=median(each.node_s for each in recent),
+            gigabytes=median(each.gigabytes for each in recent),
+            effort=median(each.effort for each in recent),
+        )
+
+
+def first_limit(run: RunSettings, state: model.RunState, costs: RoundCosts, *, now: float) -> tuple[str, float]:
+    """The limit that comes first, and how many rounds are left to it."""
+    left: Mapping[str, float] = {
+        "max_rounds": float(run.max_rounds - len(state.rounds)),
+        "deadline": inf if run.deadline_at is None else _per(run.deadline_at - now, costs.seconds),
+        "budget.node_seconds": _left(run.budget.node_seconds, state.node_seconds, costs.node_s),
+        "budget.gigabytes": _left(run.budget.gigabytes, state.gigabytes, costs.gigabytes),
+    }
+    name = min(left, key=lambda each: left[each])
+    return name, max(0.0, left[name])
+
+
+def _left(budget: float | None, spent: float, each: float) -> float:
+    return inf if budget is None else _per(budget - spent, each)
+
+
+def _per(whole: float, each: float) -> float:
+    return whole / each if each > 0 else inf
+
+
+def _rounds(work: float, effort: float, in_a_row: int) -> float:
+    return work / effort + in_a_row - 1 if effort > 0 else inf
+
+
+def _times(span: curve.Span, each: float) -> curve.Span:
+    if each == 0:
+        return curve.Span(0.0, 0.0, 0.0)
+    return curve.Span(span.low * each, span.middle * each, span.high * each)

@@ -1,0 +1,172 @@
+"""When a run ends, and why; and the conditions that others wait for on a run. Pure.
+
+One place for both, so that the controller, the operator and a sensor cannot disagree about whether a target holds,
+a run is stalled or has failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Any
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated import checks, curve, model
+from airflow_mlscale.federated.forecast import Forecast
+from airflow_mlscale.federated.settings import RunSettings
+
+LEAST_GAIN = 0.01
+"""Part of the error that has to go for a round to count as progress."""
+DOUBTS = 2
+"""Forecasts in a row without hope before a run is called infeasible: one can be bad luck."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the run ends here."""
+
+    status: model.Status
+    reason: str
+
+    @property
+    def ends(self) -> bool:
+        """Whether no further round is played."""
+        return self.status != model.Status.RUNNING
+
+
+GO_ON = Verdict(model.Status.RUNNING, "")
+
+
+def verdict(run: RunSettings, state: model.RunState, *, now: float, seen: Forecast | None = None) -> Verdict:
+    """Go on, or stop and why. A run that holds its target when a limit comes has reached it.
+
+    Args:
+        run: settings.
+        state: after the last complete round.
+        now: seconds since the epoch.
+        seen: what was predicted after that round.
+    """
+    if run.target.held(state.values):
+        return Verdict(model.Status.REACHED, run.target.why_held(state.values))
+    if limit := _limit(run, state, now):
+        if not state.rounds:
+            return Verdict(model.Status.FAILED, f"{limit} before the first round was complete")
+        return Verdict(model.Status.LIMIT, f"{limit} at {state.metric} {state.value:.4f}")
+    if run.stall_rounds is not None and stalled(run.target, state.values, run.stall_rounds):
+        told = f"no progress in {run.stall_rounds} rounds, best {state.metric} {state.best_value:.4f}"
+        return Verdict(model.Status.STALLED, told)
+    if run.on_infeasible == "stop" and seen is not None and state.doubts >= DOUBTS:
+        return Verdict(model.Status.INFEASIBLE, out_of_reach(run, seen))
+    if state.failed_rounds >= run.max_failed_rounds:
+        told = f"{state.failed_rounds} rounds in a row without {run.min_nodes} answers"
+        return Verdict(model.Status.INTERRUPTED, told)
+    return GO_ON
+
+
+def with_forecast(state: model.RunState, seen: Forecast | None) -> model.RunState:
+    """The state after a prediction; doubts count until one gives hope."""
+    if seen is None:
+        return replace(state, forecast=None)
+    return replace(state, forecast=seen.to_json(), doubts=state.doubts + 1 if seen.hopeless else 0)
+
+
+def _limit(run: RunSettings, state: model.RunState, now: float) -> str | None:
+    """The first limit that has come, in words."""
+    if run.deadline_at is not None and now >= run.deadline_at:
+        return "the deadline passed"
+    if len(state.rounds) >= run.max_rounds:
+        return f"max_rounds={run.max_rounds} reached"
+    spent = {"node_seconds": state.node_seconds, "gigabytes": state.gigabytes}
+    for name, amount in spent.items():
+        most = getattr(run.budget, name)
+        if most is not None and amount >= most:
+            return f"the budget of {most:g} {name.replace('_', ' ')} is spent"
+    return None
+
+
+def out_of_reach(run: RunSettings, seen: Forecast) -> str:
+    """The verdict on a run that has no hope, with what it would come to."""
+    low, middle, high = seen.at_limit.low, seen.at_limit.middle, seen.at_limit.high
+    return (
+        f"{run.target} is out of reach (chance {seen.chance:.0%}): expected at the limit ({seen.limit}) "
+        f"{run.target.metric} {middle:.4f}, between {min(low, high):.4f} and {max(low, high):.4f}"
+    )
+
+
+def stalled(target: model.Quality, values: Sequence[float], rounds: int) -> bool:
+    """Whether the best value of the last ``rounds`` rounds is hardly better than the best one before."""
+    if len(values) <= rounds:
+        return False
+    metric = model.METRICS[target.metric]
+    before = min(curve.error_of(metric, value) for value in values[:-rounds])
+    since = min(curve.error_of(metric, value) for value in values[-rounds:])
+    return since > before * (1 - LEAST_GAIN)
+
+
+class Awaited(StrEnum):
+    """What can be waited for on a run."""
+
+    AT_LEAST = "at_least"
+    """Its quality holds."""
+    STALLED = "stalled"
+    """Its rounds make no progress, or it has ended below its target."""
+    FAILED = "failed"
+    """It failed or was aborted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Condition:
+    """One thing to wait for on a run."""
+
+    awaited: Awaited
+    quality: model.Quality
+    """What must hold; of `STALLED` and `FAILED` only the metric is looked at."""
+    rounds: int = 10
+    """Rounds without progress, for `STALLED`."""
+
+    def __post_init__(self) -> None:
+        checks.one_of(self.awaited, "awaited", [str(each) for each in Awaited])
+        checks.whole(self.rounds, "rounds", 1)
+
+    def met_in(self, state: model.RunState) -> int | None:
+        """The round in which the condition was first met; None while it is not. 0 for a run without rounds."""
+        match self.awaited:
+            case Awaited.AT_LEAST:
+                return _first(len(state.values), lambda end: self.quality.held(state.values[:end]))
+            case Awaited.FAILED:
+                over = state.status in (model.Status.FAILED, model.Status.ABORTED)
+                return len(state.rounds) if over else None
+            case Awaited.STALLED:
+                if state.status in (model.Status.STALLED, model.Status.INFEASIBLE, model.Status.LIMIT):
+                    return len(state.rounds)
+                return _first(len(state.values), lambda end: stalled(self.quality, state.values[:end], self.rounds))
+
+    def out_of_question(self, state: model.RunState) -> errors.MlscaleError | None:
+        """Why an ended run can no longer meet the condition; None while it may."""
+        if not state.status.ended or self.met_in(state) is not None:
+            return None
+        if state.status in (model.Status.FAILED, model.Status.ABORTED):
+            return errors.FederatedRunFailedError(f"run {state.run_id} {state.status}: {state.reason}")
+        return errors.TargetNotReachedError(
+            f"run {state.run_id} ended at {state.metric} {state.best_value} without {self}: {state.reason}"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object that `from_json` reads back."""
+        return {"awaited": str(self.awaited), "quality": self.quality.to_json(), "rounds": self.rounds}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Condition:
+        """The condition from its JSON object."""
+        quality = model.Quality.from_json(values["quality"])
+        return cls(awaited=Awaited(values["awaited"]), quality=quality, rounds=values["rounds"])
+
+    def __str__(self) -> str:
+        if self.awaited == Awaited.AT_LEAST:
+            return str(self.quality)
+        return "a failure" if self.awaited == Awaited.FAILED else f"{self.rounds} rounds without progress"
+
+
+def _first(rounds: int, met: Callable[[int], bool]) -> int | None:
+    return next((end for end in range(1, rounds + 1) if met(end)), None)

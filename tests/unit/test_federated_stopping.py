@@ -1,0 +1,126 @@
+"""When a run ends, and the conditions that others wait for."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from airflow_mlscale import errors
+from airflow_mlscale.federated import curve, forecast, model, stopping
+from airflow_mlscale.federated.settings import Budget
+from airflow_mlscale.federated.sites import Site
+from tests.fakes import federated
+from tests.fakes.federated import state
+
+
+@pytest.mark.parametrize(
+    ("seen", "settings", "now", "expected"),
+    [
+        (state(), {}, 0, "running"),
+        (state(0.95), {}, 0, "running"),  # one lucky round
+        (state(0.95, 0.89, 0.95), {}, 0, "running"),  # not in a row
+        (state(0.89, 0.90, 0.91), {}, 0, "reached"),
+        (state(0.90, 0.91), {"deadline_at": 10.0}, 11, "reached"),  # the target before the limits
+        (state(0.5), {"deadline_at": 10.0}, 10, "limit"),
+        (state(), {"deadline_at": 10.0}, 10, "failed"),  # nothing to return
+        (state(0.5, 0.6), {"max_rounds": 2}, 0, "limit"),
+        (state(0.5, failed_rounds=3), {}, 0, "interrupted"),
+    ],
+)
+def test_when_a_run_ends(seen, settings, now, expected):
+    assert expected == stopping.verdict(federated.settings(**settings), seen, now=now).status
+
+
+def test_a_budget_ends_a_run():
+    spent = state(0.5, sites=(Site(name="a", busy_s=60.0, gigabytes=1.0), Site(name="b", busy_s=50.0)))
+    assert stopping.verdict(federated.settings(budget=Budget(node_seconds=111)), spent, now=0).ends is False
+    over = stopping.verdict(federated.settings(budget=Budget(node_seconds=110)), spent, now=0)  # 60 + 50
+    assert over.status == model.Status.LIMIT
+    assert "110 node seconds" in over.reason
+    assert stopping.verdict(federated.settings(budget=Budget(gigabytes=1.0)), spent, now=0).ends
+
+
+def test_a_run_without_progress_stalls():
+    values = [0.5, 0.6, 0.7, 0.7, 0.7]
+    assert stopping.verdict(federated.settings(stall_rounds=2), state(*values), now=0).status == model.Status.STALLED
+    assert stopping.verdict(federated.settings(stall_rounds=3), state(*values), now=0).status == model.Status.RUNNING
+    assert stopping.verdict(federated.settings(stall_rounds=None), state(*values), now=0).status == model.Status.RUNNING
+
+
+def test_little_is_no_progress_and_much_is_some():
+    target = model.Quality("accuracy", 0.9)
+    assert stopping.stalled(target, [0.5, 0.504], 1)  # 0.496 > 0.5 · 0.99
+    assert not stopping.stalled(target, [0.5, 0.506], 1)  # 0.494 < 0.495
+    assert not stopping.stalled(model.Quality("loss", 0.1), [0.5, 0.49], 1)
+
+
+def hopeless(chance: float = 0.01) -> forecast.Forecast:
+    span = curve.Span(0.4, 0.5, 0.6)
+    return forecast.Forecast(
+        rounds=span, seconds=span, node_seconds=span, gigabytes=span, rounds_to_limit=9, limit="deadline",
+        chance=chance, at_limit=span,
+    )  # fmt: skip
+
+
+def test_doubts_in_a_row_make_a_run_infeasible_and_the_verdict_says_what_to_expect():
+    run, seen = federated.settings(), state(0.3, 0.4)
+    for _ in range(stopping.DOUBTS):
+        assert not stopping.verdict(run, seen, now=0, seen=hopeless()).ends
+        seen = stopping.with_forecast(seen, hopeless())
+    over = stopping.verdict(run, seen, now=0, seen=hopeless())
+    assert over.status == model.Status.INFEASIBLE
+    assert "accuracy 0.5000, between 0.4000 and 0.6000" in over.reason
+    assert not stopping.verdict(federated.settings(on_infeasible="go_on"), seen, now=0, seen=hopeless()).ends
+    assert stopping.with_forecast(seen, hopeless(0.5)).doubts == 0
+
+
+@pytest.mark.parametrize(
+    ("condition", "run", "expected"),
+    [
+        (("at_least", 0.6), state(0.5, 0.6, 0.7), 2),
+        (("at_least", 0.8), state(0.5, 0.6, 0.7), None),
+        (("stalled", 0.9), state(0.5, 0.6, 0.6, 0.6, 0.7), 4),  # two rounds without a better value
+        (("stalled", 0.9), state(0.5, 0.6, 0.7), None),
+        (("stalled", 0.9), state(0.5, 0.6, status=model.Status.INFEASIBLE), 2),
+        (("failed", 0.9), state(0.5, status=model.Status.RUNNING), None),
+        (("failed", 0.9), state(0.5, status=model.Status.ABORTED), 1),
+        (("failed", 0.9), state(status=model.Status.FAILED), 0),
+    ],
+)
+def test_a_condition_says_in_which_round_it_was_met(condition, run, expected):
+    awaited = stopping.Condition(
+        awaited=stopping.Awaited(condition[0]), quality=model.Quality("accuracy", condition[1], in_a_row=1), rounds=2
+    )
+    assert expected == awaited.met_in(run)
+    assert awaited == stopping.Condition.from_json(awaited.to_json())
+
+
+def test_a_condition_that_an_ended_run_missed_is_an_error():
+    awaited = stopping.Condition(awaited=stopping.Awaited.AT_LEAST, quality=model.Quality("accuracy", 0.9))
+    assert awaited.out_of_question(state(0.5)) is None
+    assert awaited.out_of_question(state(0.9, 0.9, status=model.Status.REACHED)) is None
+    ended = awaited.out_of_question(state(0.5, status=model.Status.LIMIT))
+    assert isinstance(ended, errors.TargetNotReachedError)
+    broken = awaited.out_of_question(state(0.5, status=model.Status.FAILED))
+    assert isinstance(broken, errors.FederatedRunFailedError)
+
+
+def test_a_confidence_bound_can_hold_a_target_that_noise_breaks():
+    values = [0.97, 0.96, 0.97, 0.94, 0.97]  # mean 0.962, deviation 0.013: 0.962 − 1.64·0.013/√5 = 0.952
+    assert not model.Quality("accuracy", 0.95).held(values)
+    sure = model.Quality("accuracy", 0.95, confidence=0.95)
+    assert sure.held(values)
+    assert sure.bound(values) == pytest.approx(0.9524, abs=1e-4)
+    assert not sure.held([0.95, 0.94, 0.95, 0.94, 0.95])
+    assert "confidence 0.95" in sure.why_held(values)
+
+
+@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=12))
+def test_the_controller_and_a_sensor_never_disagree(values):
+    run = federated.settings(stall_rounds=None)
+    condition = stopping.Condition(awaited=stopping.Awaited.AT_LEAST, quality=run.target)
+    for end in range(1, len(values) + 1):
+        seen = state(*values[:end])
+        reached = stopping.verdict(run, seen, now=0).status == model.Status.REACHED
+        assert reached == (condition.met_in(seen) == end) or condition.met_in(seen) is not None
