@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
 from airflow_mlscale import errors
 from airflow_mlscale.federated import model, policy
-from airflow_mlscale.federated.adapters import wire
+from airflow_mlscale.federated.adapters import job_folder, wire
 from tests.fakes import federated
 
 ts = pytest.importorskip("tenseal")
@@ -187,3 +189,20 @@ def test_encrypted_runs_refuse_what_needs_to_look_into_answers():
             federated.settings(encrypted=True, **changes)
     at_sites = combination.Privacy(clip_norm=1.0, noise_multiplier=1.0, noise_at="sites")
     assert federated.settings(encrypted=True, privacy=at_sites).encrypted
+
+
+def test_a_job_that_encrypts_lets_no_weights_leave_a_site_as_they_are(tmp_path):
+    def client(**changes):
+        run = federated.settings(model="json:x", client_data="json:x", evaluation_data="json:x", **changes)
+        folder = job_folder.render(run, segment=1, run_dir=tmp_path, folder=tmp_path / "job")
+        return json.loads((folder / "app" / "config" / "config_fed_client.json").read_text())
+
+    config = client(encrypted=True)
+    (encryptor,) = config["task_result_filters"]
+    assert encryptor["tasks"] == [wire.TASK]
+    assert encryptor["filters"][0]["path"].endswith("HEModelEncryptor")
+    (decryptor,) = config["task_data_filters"]
+    assert decryptor["tasks"] == [wire.REVEAL]
+    assert [each["tasks"] for each in config["executors"]] == [[wire.REVEAL], [wire.TASK]]
+    for each in ("task_result_filters", "task_data_filters"):
+        assert client()[each] == []
