@@ -100,6 +100,9 @@ class SegmentController:
         plan = policies.plan_round(self.run, self._seen(state))
         sent = server_step.to_send(self.run, weights, self._memory)
         answers = server_step.believed(self.run, self.sites.train(plan, sent), sent, trained=self._trained)
+        for answer in answers:
+            if answer.error:
+                log.warning("round %d: %s: %s", plan.number, answer.site, answer.error)
         closed_s = self.now() - started
         state = self._observed(state, plan, answers, sent, closed_s)
         if not policy.counts(plan, answers):

@@ -96,7 +96,9 @@ def test_settings_of_combining_survive_json():
 
 
 def segment(directory: Path, number: int = 1, sites=None, **changes) -> controller.SegmentController:
-    run = federated.settings(target=model.Quality("accuracy", 1.0), **changes)
+    """Every round asks every site, and nothing but a limit ends the run."""
+    target = model.Quality("accuracy", 1.0)
+    run = federated.settings(target=target, policy="over_selection", on_infeasible="go_on", **changes)
     return controller.SegmentController(
         run=run,
         segment=number,
@@ -152,7 +154,8 @@ def test_a_run_tells_its_epsilon_and_ends_before_it_exceeds_its_budget(tmp_path)
     pytest.importorskip("opendp")
     from airflow_mlscale.federated import privacy
 
-    secret = private(noise_multiplier=10.0, max_epsilon=privacy.epsilon(10.0, 3, 1e-5) + 1e-6)
+    budget = privacy.epsilon(10.0, 3, 1e-5) + 1e-6
+    secret = private(clip_norm=1e-6, noise_multiplier=10.0, max_epsilon=budget)  # too little to reach the target
     state = segment(tmp_path, privacy=secret, max_rounds=9).play()
     assert (state.status, len(state.rounds)) == (model.Status.LIMIT, 3)
     assert state.epsilon == privacy.epsilon(10.0, 3, 1e-5)
