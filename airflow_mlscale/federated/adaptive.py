@@ -48,8 +48,12 @@ HURRIED_EPOCHS = 2
 HURRIED_SELECTION = 1.2
 LONGEST_BACKOFF = 8
 """Rounds for which a silent site is left alone at most."""
-TIME_WEIGHT, HURRIED_TIME_WEIGHT = 0.3, 1.0
-"""Weight of the round's length against the sites' time in what a cohort costs."""
+DATA_POWER = 0.5
+"""Freshness grows with a site's samples to this power."""
+COST_POWER, HURRIED_COST_POWER = 0.3, 0.0
+"""Freshness is ranked per site time to this power: whole costs would leave the slow sites' data out for good."""
+TIME_POWER, HURRIED_TIME_POWER = 0.4, 0.7
+"""A cohort's freshness is compared per length of its round to this power."""
 
 
 def plan(run: RunSettings, seen: policy.Seen) -> policy.RoundPlan:
@@ -121,24 +125,34 @@ def choose(
     seen: policy.Seen,
 ) -> list[Site]:
     """The sites that give most freshness per cost, enough of them for ``wanted`` answers."""
-    weight = HURRIED_TIME_WEIGHT if hurry else TIME_WEIGHT
+    cost_power = HURRIED_COST_POWER if hurry else COST_POWER
+    time_power = HURRIED_TIME_POWER if hurry else TIME_POWER
     answers = wanted * (HURRIED_SELECTION if hurry else 1.0)
     order = list(sites)
     static.draw(run, seen).shuffle(order)  # ties, and the first rounds
-    fresh = {site.name: age(site, seen.number) * site.reliability for site in sites}
-    ranked = sorted(order, key=lambda site: fresh[site.name] / times[site.name] ** (1 - weight), reverse=True)
+    fresh = freshness(sites, seen.number)
+    ranked = sorted(order, key=lambda site: fresh[site.name] / times[site.name] ** cost_power, reverse=True)
     best: list[Site] = []
     most = -inf
     for cap in sorted(set(times.values())):
         taken = _take([site for site in ranked if times[site.name] <= cap], answers)
         if len(taken) < min(wanted, len(ranked)):
             continue
+        cost = sum(times[site.name] ** cost_power for site in taken) / len(taken)
         longest = max(times[site.name] for site in taken)
-        mean = sum(times[site.name] for site in taken) / len(taken)
-        value = sum(fresh[site.name] for site in taken) / (longest**weight * mean ** (1 - weight))
+        value = sum(fresh[site.name] for site in taken) / (cost * longest**time_power)
         if value > most:
             best, most = taken, value
     return best
+
+
+def freshness(sites: Sequence[Site], number: int) -> dict[str, float]:
+    """What a site's answer is worth: age · p · n^a; sites that never answered count as the median one."""
+    usual = median([site.samples for site in sites if site.samples] or [1])
+    return {
+        site.name: age(site, number) * site.reliability * ((site.samples or usual) / usual) ** DATA_POWER
+        for site in sites
+    }
 
 
 def _take(ranked: Sequence[Site], answers: float) -> list[Site]:
@@ -176,7 +190,8 @@ def site_epochs(
 
 
 def _rested(run: RunSettings, seen: policy.Seen) -> list[Site]:
-    """The sites that may be asked: a silent one is left alone for 2, 4, 8 rounds, unless it is needed."""
+    """The sites that may be asked: a silent one may still be at work, or gone: it is left alone for 4 or 8 rounds,
+    unless it is needed."""
     rested = [site for site in seen.sites if _backoff(site) <= seen.number - site.last_asked]
     least = max(run.min_nodes, cohort_size(run, len(seen.sites)))
     if len(rested) >= least:
@@ -186,7 +201,7 @@ def _rested(run: RunSettings, seen: policy.Seen) -> list[Site]:
 
 
 def _backoff(site: Site) -> int:
-    return min(LONGEST_BACKOFF, 2**site.unanswered) if site.unanswered else 0
+    return min(LONGEST_BACKOFF, 2 ** (1 + site.unanswered)) if site.unanswered else 0
 
 
 def _filled(run: RunSettings, chosen: Sequence[Site], lively: Sequence[Site], seen: policy.Seen) -> list[Site]:

@@ -282,6 +282,7 @@ def summary(run: RunSettings, state: model.RunState | None) -> dict[str, Any]:
         "stopped_early": reached and len(state.rounds) < run.max_rounds,
         "stopped_reason": state.reason,
         "status": str(state.status),
+        "simulated": state.simulated,
         "segments": state.segment,
         "started_at": state.started_at,
         "finished_at": state.updated_at,

@@ -28,6 +28,9 @@ from airflow_mlscale.federated.settings import RunSettings
 
 log = logging.getLogger(__name__)
 
+LATEST_ROUNDS = 8
+"""An answer to an older round teaches nothing any more."""
+
 
 @dataclass
 class SegmentController:
@@ -41,11 +44,15 @@ class SegmentController:
     output_dir: Path
     now: Callable[[], float]
     """Wall time in seconds since the epoch."""
+    simulated: bool = False
+    """Whether this federation is one in name only; its results say so."""
     _names: frozenset[str] = field(init=False, default=frozenset())
     _forecast: forecast.Forecast | None = field(init=False, default=None)
     _last_round_s: float | None = field(init=False, default=None)
     _trained: Sequence[bool] = field(init=False, default=())
     _memory: ports.Weights = field(init=False, default=())
+    _sent: dict[int, ports.Weights] = field(init=False, default_factory=dict)
+    """What the sites were given in the last rounds."""
 
     def play(self) -> model.RunState:
         """Play rounds to the end of the run; returns its last durable state."""
@@ -78,6 +85,7 @@ class SegmentController:
             state = model.RunState(
                 run_id=self.run.run_id, metric=self.run.target.metric, target=self.run.target.value,
                 started_at=self.now(), deadline_at=self.run.deadline_at, max_rounds=self.run.max_rounds,
+                simulated=self.simulated,
             )  # fmt: skip
         state = replace(state, status=model.Status.RUNNING, reason="", segment=self.segment, failed_rounds=0)
         self._names = frozenset(self.sites.names())
@@ -105,14 +113,17 @@ class SegmentController:
                 log.warning("round %d: %s: %s", plan.number, answer.site, answer.error)
         closed_s = self.now() - started
         state = self._observed(state, plan, answers, sent, closed_s)
+        state, late = self._late(state, plan, answers, sent)
         if not policy.counts(plan, answers):
             if self.store.stop_asked():  # the round was cut short on purpose
                 return state, weights, None
             return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
         self._last_round_s = closed_s
-        weights, self._memory = server_step.step(self.run, answers, weights, self._memory, trained=self._trained)
+        weights, self._memory = server_step.step(
+            self.run, [*answers, *late], weights, self._memory, trained=self._trained
+        )
         seen = self.evaluator.evaluate(weights)
-        state = policy.with_round(state, self.run.target, self._done(state, plan, answers, seen, started))
+        state = policy.with_round(state, self.run.target, self._done(state, plan, answers, late, seen, started))
         self._forecast = forecast.predict(self.run, state, now=self.now())
         state = stopping.with_forecast(state, self._forecast)
         if self.run.privacy is not None:
@@ -146,27 +157,57 @@ class SegmentController:
             epochs=plan.local_epochs,
             answers=answers,
             open_s=closed_s,
-            start_s=_start_s(answers) if self._last_round_s is None else 0.0,
-            model_gigabytes=sum(array.nbytes for array in sent) / 1e9,
+            starting=self._last_round_s is None,
+            model_gigabytes=_gigabytes(sent),
         )
         return replace(state, sites=after)
+
+    def _late(
+        self,
+        state: model.RunState,
+        plan: policy.RoundPlan,
+        answers: Sequence[model.SiteAnswer],
+        sent: ports.Weights,
+    ) -> tuple[model.RunState, list[model.SiteAnswer]]:
+        """Learn from answers to closed rounds, and make those that may count answers to this one."""
+        heard = self.sites.late()
+        known = {answer.site for answer in answers if answer.error is None}
+        usable = [
+            server_step.caught_up(answer, self._sent[answer.number], sent, rounds_late=plan.number - answer.number)
+            for answer in heard
+            if self.run.uses_late_answers and answer.site not in known and self._believed_late(answer)
+        ]
+        self._sent = {number: was for number, was in self._sent.items() if number > plan.number - LATEST_ROUNDS}
+        self._sent[plan.number] = sent
+        after = sites.remember_late(
+            state.sites, heard, used=self.run.uses_late_answers, model_gigabytes=_gigabytes(sent)
+        )
+        return replace(state, sites=after), usable
+
+    def _believed_late(self, answer: model.SiteAnswer) -> bool:
+        was = self._sent.get(answer.number)
+        if was is None or answer.error is not None:
+            return False
+        return server_step.believed(self.run, [answer], was, trained=self._trained)[0].error is None
 
     def _done(
         self,
         state: model.RunState,
         plan: policy.RoundPlan,
         answers: Sequence[model.SiteAnswer],
+        late: Sequence[model.SiteAnswer],
         seen: Mapping[str, float],
         started: float,
     ) -> model.Round:
         """The record of a complete round; what it cost is what the sites' records grew by since the last one."""
         good = sorted((answer for answer in answers if answer.error is None), key=lambda answer: answer.site)
-        epochs = [plan.local_epochs.get(answer.site, 1) for answer in good]
-        work = curve.effort(epochs=sum(epochs) / max(1, len(epochs)), answers=len(good), sites=len(self._names))
+        epochs = [*(plan.local_epochs.get(answer.site, 1) for answer in good), *(each.epochs for each in late)]
+        work = curve.effort(epochs=sum(epochs) / max(1, len(epochs)), answers=len(epochs), sites=len(self._names))
         return model.Round(
             number=plan.number, value=seen[self.run.target.metric], loss=seen["loss"], asked=plan.asked,
             answered=tuple(answer.site for answer in good), samples=sum(answer.samples for answer in good),
-            seconds=round(self.now() - started, 3), segment=self.segment, epochs=plan.local_epochs, effort=work,
+            seconds=round(self.now() - started, 3), segment=self.segment, epochs=plan.local_epochs,
+            late=tuple(sorted(answer.site for answer in late)), effort=work,
             node_s=round(state.node_seconds - sum(done.node_s for done in state.rounds), 3),
             compute_s=round(sum(answer.train_s for answer in good), 3),
             gigabytes=state.gigabytes - sum(done.gigabytes for done in state.rounds),
@@ -200,9 +241,8 @@ class SegmentController:
         self.store.checkpoint(replace(state, updated_at=self.now()), weights, self._memory)
 
 
-def _start_s(answers: Sequence[model.SiteAnswer]) -> float:
-    """Time of a segment's first round in which the sites were starting up: the least that an answer did not train."""
-    return max(0.0, min((answer.elapsed_s - answer.train_s for answer in answers if answer.error is None), default=0.0))
+def _gigabytes(weights: ports.Weights) -> float:
+    return sum(float(array.nbytes) for array in weights) / 1e9
 
 
 def _same_error(plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]) -> str | None:

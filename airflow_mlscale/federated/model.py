@@ -201,6 +201,8 @@ class Round:
     """Segment of the run that did the round."""
     epochs: Mapping[str, int] = field(default_factory=dict)
     """Local epochs of each site that was asked."""
+    late: tuple[str, ...] = ()
+    """Sites whose answers to earlier rounds came in this one and were averaged too."""
     effort: float = 1.0
     """Effective work of the round, see `curve.effort`."""
     node_s: float = 0.0
@@ -215,7 +217,8 @@ class Round:
         """A round from its JSON object; fields of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
-        return cls(**{**kept, "asked": tuple(values["asked"]), "answered": tuple(values["answered"])})
+        tuples = {name: tuple(kept[name]) for name in ("asked", "answered", "late") if name in kept}
+        return cls(**{**kept, **tuples})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,6 +248,8 @@ class RunState:
     keras_model: str | None = None
     sites: tuple[Site, ...] = ()
     """What is known of every site that was ever seen."""
+    simulated: bool = False
+    """Whether no real site took part."""
     doubts: int = 0
     """Rounds in a row after which the target looked out of reach."""
     forecast: Mapping[str, Any] | None = None
@@ -301,6 +306,10 @@ class SiteAnswer:
     """Seconds of training alone."""
     elapsed_s: float = 0.0
     """Seconds from the start of the round to its arrival."""
+    epochs: int = 0
+    """Local epochs that it made; 0 for unknown."""
+    number: int = 0
+    """The round that it answers."""
     utility: float | None = None
     """Loss of its samples in the first local epoch: what they still had to teach."""
     error: str | None = None

@@ -22,6 +22,9 @@ class Sites(Protocol):
     def train(self, plan: policy.RoundPlan, weights: Weights) -> list[model.SiteAnswer]:
         """Play one round: returns when `policy.seconds_to_close` is 0, or when the run is told to stop."""
 
+    def late(self) -> list[model.SiteAnswer]:
+        """Answers to rounds that had closed, as far as the engine hears of them; each is told once."""
+
 
 @dataclass(frozen=True)
 class Exported:

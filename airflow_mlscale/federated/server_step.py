@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,19 @@ def believed(
 def to_send(run: RunSettings, kept: Weights, memory: Sequence[Any]) -> Weights:
     """The weights that the sites get next: those kept, or where an average is kept, the last ones of the average."""
     return list(memory)[-len(kept) :] if run.server_optimiser.averaging and memory else kept
+
+
+def caught_up(answer: model.SiteAnswer, was_sent: Weights, sent: Weights, *, rounds_late: int) -> model.SiteAnswer:
+    """A late answer as one to this round: its update, made smaller by √(1 + rounds late), on this round's weights.
+
+    Nguyen et al., *Federated Learning with Buffered Asynchronous Aggregation*, AISTATS 2022, weigh staleness so.
+    """
+    share = (1 + rounds_late) ** -0.5
+    moved = [
+        (now + share * (new - old)).astype(now.dtype) if np.issubdtype(now.dtype, np.floating) else now
+        for new, old, now in zip(answer.weights, was_sent, sent, strict=True)
+    ]
+    return replace(answer, weights=moved)
 
 
 def step(

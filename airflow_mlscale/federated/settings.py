@@ -128,6 +128,9 @@ class RunSettings:
     """What the adaptive policy saves while it keeps the limits: ``cost`` (the sites' time) or ``time``."""
     max_local_epochs: int = 20
     """Most local epochs that a policy may choose."""
+    late_answers: bool = True
+    """Average answers that come after their round has closed into the round in which they come, with less weight the
+    older they are. Never done under privacy, encryption or a robust rule, which count each site once per round."""
     budget: Budget = NO_BUDGET
     """What the run may cost."""
     stall_rounds: int | None = 40
@@ -183,6 +186,11 @@ class RunSettings:
             _check(named and len(set(self.sites)) == len(self.sites), "sites", self.sites, "list site names, each once")
             least = self.cohort or self.min_nodes
             _check(len(self.sites) >= least, "sites", self.sites, f"name at least {least} (min_nodes, cohort)")
+
+    @property
+    def uses_late_answers(self) -> bool:
+        """Whether late answers may be averaged in."""
+        return self.late_answers and self.privacy is None and not self.encrypted and self.aggregation.rule == "mean"
 
     def _check_combination(self) -> None:
         _number(self.proximal_mu, "proximal_mu", 0.0)

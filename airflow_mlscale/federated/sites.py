@@ -42,6 +42,10 @@ class Answer(Protocol):
     @property
     def elapsed_s(self) -> float: ...
     @property
+    def epochs(self) -> int: ...
+    @property
+    def number(self) -> int: ...
+    @property
     def utility(self) -> float | None: ...
     @property
     def error(self) -> str | None: ...
@@ -140,7 +144,7 @@ def remember(
     epochs: Mapping[str, int],
     answers: Sequence[Answer],
     open_s: float,
-    start_s: float = 0.0,
+    starting: bool = False,
     model_gigabytes: float = 0.0,
 ) -> tuple[Site, ...]:
     """The records after a round.
@@ -151,20 +155,49 @@ def remember(
         epochs: local epochs of each site that was asked.
         answers: that came before the round closed, good ones and errors.
         open_s: how long the round was open.
-        start_s: time of the first answer of a segment's first round that is not the site's: it was starting up.
+        starting: whether the sites were starting up in it: then nothing is learned of overheads.
         model_gigabytes: size of the model, one way.
     """
     heard = {answer.site: answer for answer in answers}
     return tuple(
-        _after(site, heard.get(site.name), number, epochs[site.name], open_s, start_s, model_gigabytes)
+        _after(site, heard.get(site.name), number, epochs[site.name], open_s, starting, model_gigabytes)
         if site.name in epochs
         else site
         for site in sites
     )
 
 
+def remember_late(
+    sites: Sequence[Site], answers: Sequence[Answer], *, used: bool, model_gigabytes: float = 0.0
+) -> tuple[Site, ...]:
+    """The records after answers to rounds that had closed: a slow site is no dead one.
+
+    Args:
+        sites: the records before.
+        answers: good ones, with the time since the start of the round that they answer.
+        used: whether their weights count.
+        model_gigabytes: size of an answer.
+    """
+    late = {answer.site: answer for answer in answers if answer.error is None and answer.epochs > 0}
+    return tuple(_late(site, late[site.name], used, model_gigabytes) if site.name in late else site for site in sites)
+
+
+def _late(site: Site, answer: Answer, used: bool, model_gigabytes: float) -> Site:
+    learned = replace(
+        _judged(_timed(site, answer, answer.epochs, starting=False), 1.0),
+        unanswered=0,
+        gigabytes=site.gigabytes + model_gigabytes,
+    )
+    if not used:
+        return learned
+    return replace(
+        learned, answered=site.answered + 1, last_answered=max(site.last_answered, answer.number),
+        samples=answer.samples, loss=site.loss if answer.utility is None else answer.utility,
+    )  # fmt: skip
+
+
 def _after(
-    site: Site, answer: Answer | None, number: int, epochs: int, open_s: float, start_s: float, model_gigabytes: float
+    site: Site, answer: Answer | None, number: int, epochs: int, open_s: float, starting: bool, model_gigabytes: float
 ) -> Site:
     busy_s = open_s if answer is None else min(open_s, answer.elapsed_s)
     site = replace(
@@ -177,7 +210,7 @@ def _after(
         return replace(_judged(site, 0.0) if overdue else site, unanswered=site.unanswered + 1)
     if answer.error is not None:
         return replace(_judged(site, 0.0), unanswered=0)
-    learned = _timed(site, answer, epochs, start_s)
+    learned = _timed(site, answer, epochs, starting=starting)
     return replace(
         _judged(learned, 1.0), unanswered=0, answered=site.answered + 1, last_answered=number, samples=answer.samples,
         loss=site.loss if answer.utility is None else answer.utility,
@@ -190,9 +223,11 @@ def _judged(site: Site, hit: float) -> Site:
     return replace(site, hits=hits, misses=misses)
 
 
-def _timed(site: Site, answer: Answer, epochs: int, start_s: float) -> Site:
+def _timed(site: Site, answer: Answer, epochs: int, *, starting: bool) -> Site:
     epoch_s = answer.train_s / epochs
-    overhead_s = max(0.0, answer.elapsed_s - answer.train_s - start_s)
+    if starting:
+        return replace(site, epoch_s=epoch_s if site.epoch_s is None else _moved(site.epoch_s, epoch_s))
+    overhead_s = max(0.0, answer.elapsed_s - answer.train_s)
     expected_s = site.expected_s(epochs)
     if expected_s is None or site.overhead_s is None or site.epoch_s is None:
         return replace(site, overhead_s=overhead_s, epoch_s=epoch_s)

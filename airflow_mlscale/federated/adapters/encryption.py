@@ -88,6 +88,9 @@ class RevealedSites:
             return [aggregation.refused(answer, answer.error or "the run was told to stop") for answer in answers]
         return [answer if answer.error is not None else replace(answer, weights=seen) for answer in answers]
 
+    def late(self) -> list[model.SiteAnswer]:
+        return self._sites.late()  # type: ignore[no-any-return]
+
     def _reveal(self, encrypted: Any, sites: Sequence[str], like: ports.Weights) -> list[Any] | None:
         """The decrypted average; None if the run is told to stop meanwhile.
 

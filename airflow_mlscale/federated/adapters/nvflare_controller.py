@@ -5,6 +5,7 @@ Loaded only inside the NVFlare server job.
 
 from __future__ import annotations
 
+import collections
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +31,8 @@ from airflow_mlscale.federated.settings import RunSettings
 Heard = TypeVar("Heard")
 CHECK_S = 0.5
 """How often an open round looks for a stop; NVFlare's abort signal has no event to wait for."""
+LATE_TASKS = 3
+"""Closed rounds whose stragglers are still listened to."""
 
 
 class SegmentWorkflow(Controller):
@@ -140,19 +143,31 @@ class NvflareSites:
         self._fl_ctx = fl_ctx
         self._writer = writer
         self._fault = fault
+        self._late: collections.deque[model.SiteAnswer] = collections.deque()
+        self._open: collections.deque[Task] = collections.deque()
+        """Tasks whose rounds are closed, while late answers to them are welcome."""
 
     def names(self) -> Sequence[str]:
         return sorted(client.name for client in self._fl_ctx.get_engine().get_clients())
 
     def train(self, plan: policy.RoundPlan, weights: ports.Weights) -> list[model.SiteAnswer]:
+        def labelled(elapsed_s: float, answer: model.SiteAnswer) -> model.SiteAnswer:
+            epochs = plan.local_epochs.get(answer.site, 0)
+            return replace(answer, elapsed_s=elapsed_s, number=plan.number, epochs=epochs)
+
         answers = self.ask(
             wire.TASK,
             _question(plan, weights),
             plan.asked,
             read=lambda site, result: self._judged(_answer(site, result), weights),
             left_s=lambda heard, elapsed_s: _left_s(plan, heard, elapsed_s),
+            came_late=lambda elapsed_s, answer: self._late.append(labelled(elapsed_s, answer)),
         )
-        return [replace(answer, elapsed_s=elapsed_s) for elapsed_s, answer in answers]
+        return [labelled(elapsed_s, answer) for elapsed_s, answer in answers]
+
+    def late(self) -> list[model.SiteAnswer]:
+        late = [self._late.popleft() for _ in range(len(self._late))]  # answers keep coming from NVFlare's threads
+        return [answer for answer in late if answer.error is None]
 
     def ask(
         self,
@@ -162,6 +177,7 @@ class NvflareSites:
         *,
         read: Callable[[str, Shareable], Heard],
         left_s: Callable[[Sequence[tuple[float, Heard]], float], float],
+        came_late: Callable[[float, Heard], None] | None = None,
     ) -> list[tuple[float, Heard]]:
         """Send a task to sites and hear them, until no seconds are left or the run is told to stop.
 
@@ -171,17 +187,24 @@ class NvflareSites:
             targets: sites that get it.
             read: makes something of a site's result.
             left_s: seconds to wait on, of what was heard until now (with its time) and the seconds since the start.
+            came_late: is told what is heard after that; the task then stays open for `LATE_TASKS` more tasks. Without
+                it the task is over, and NVFlare's clients drop what they still make of it.
         """
         heard = threading.Condition()
         answers: list[tuple[float, Heard]] = []
+        closed = threading.Event()
         started = time.monotonic()
 
         def received(client_task: ClientTask, fl_ctx: FLContext) -> None:
             result, client_task.result = client_task.result, None
             answer = read(client_task.client.name, result)
             with heard:
-                answers.append((time.monotonic() - started, answer))
-                heard.notify()
+                at = time.monotonic() - started
+                if closed.is_set() and came_late:
+                    came_late(at, answer)
+                else:
+                    answers.append((at, answer))
+                    heard.notify()
 
         task = Task(name=task_name, data=question, result_received_cb=received)
         self._workflow.broadcast(task=task, fl_ctx=self._fl_ctx, targets=list(targets), min_responses=0)
@@ -189,9 +212,19 @@ class NvflareSites:
             with heard:
                 while (left := left_s(answers, time.monotonic() - started)) > 0 and not self.stopped():
                     heard.wait(min(left, CHECK_S))
+                closed.set()
                 return list(answers)
         finally:
+            self._leave(task, open_for_late=came_late is not None and len(answers) < len(targets))
+
+    def _leave(self, task: Task, *, open_for_late: bool) -> None:
+        """Cancel a task, at once or a few tasks later; whoever fetches it until then trains for an older round."""
+        if open_for_late and not self._stopped():
+            self._open.append(task)
+        else:
             self._workflow.cancel_task(task, fl_ctx=self._fl_ctx)
+        while self._open and (len(self._open) > LATE_TASKS or self._stopped()):
+            self._workflow.cancel_task(self._open.popleft(), fl_ctx=self._fl_ctx)
 
     def _judged(self, answer: model.SiteAnswer, sent: ports.Weights) -> model.SiteAnswer:
         """At once and not after the round: a bad answer must not count as one of the quorum."""
