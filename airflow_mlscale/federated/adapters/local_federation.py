@@ -7,8 +7,6 @@ started again after a pause, by a shell loop under the service's guard.
 from __future__ import annotations
 
 import json
-import os
-import re
 import socket
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated.adapters import nvflare_admin, provisioning, trainer
+from airflow_mlscale.federated.adapters import environment, nvflare_admin, provisioning
 from airflow_mlscale.federated.settings import FederationSettings
 from airflow_mlscale.runtime import processes
 
@@ -59,15 +57,15 @@ def up(settings: FederationSettings, *, python_path: Sequence[Path] = ()) -> Fed
     """
     kits, port = _kits(settings)
     admin = nvflare_admin.NvflareAdmin(kits.admin)
-    environment = _environment(settings, python_path)
+    env = _environment(settings, python_path)
     runs = directory() / "runs"
     runs.mkdir(parents=True, exist_ok=True)
     federation = Federation(sites=settings.sites, port=port, admin_kit=kits.admin, run_store=runs)
     begun = running() is None
     try:
-        _start_server(federation, kits, environment)
+        _start_server(federation, kits, env)
         for site in settings.sites:
-            _start_site(site, kits, environment, settings)
+            _start_site(site, kits, env, settings)
         _wait_for_server(port, settings)
         ready = _wait_for_sites(admin, settings)
     except BaseException:
@@ -117,7 +115,7 @@ def _kits(settings: FederationSettings) -> tuple[provisioning.Kits, int]:
     return provisioning.provision(directory() / "provisioned", settings, port=port), port
 
 
-def _start_server(federation: Federation, kits: provisioning.Kits, environment: Mapping[str, str]) -> None:
+def _start_server(federation: Federation, kits: provisioning.Kits, env: Mapping[str, str]) -> None:
     if processes.service(SERVER_SERVICE):
         return
     command = _nvflare("server.server_train", kits.server, "fed_server.json")
@@ -131,16 +129,14 @@ def _start_server(federation: Federation, kits: provisioning.Kits, environment: 
             "run_store": str(federation.run_store),
             "connection": federation.connection,
         },
-        env=environment,
+        env=env,
         cwd=kits.server,
         log_path=_log("server"),
         grace_s=3.0,
     )
 
 
-def _start_site(
-    site: str, kits: provisioning.Kits, environment: Mapping[str, str], settings: FederationSettings
-) -> None:
+def _start_site(site: str, kits: provisioning.Kits, env: Mapping[str, str], settings: FederationSettings) -> None:
     name = SITE_SERVICE + site
     if processes.service(name):
         return
@@ -149,7 +145,7 @@ def _start_site(
         name,
         [*AGAIN, *_nvflare("client.client_train", kits.site(site), "fed_client.json", *extra)],
         details={"site": site},
-        env=environment,
+        env=env,
         cwd=kits.site(site),
         log_path=_log(site),
         grace_s=3.0,
@@ -163,24 +159,9 @@ def _nvflare(program: str, workspace: Path, config: str, *extra: str) -> list[st
 
 
 def _environment(settings: FederationSettings, python_path: Sequence[Path]) -> dict[str, str]:
-    """For server, sites and the jobs they start: this interpreter first, few threads, no chatter, no GPU."""
-    package_root = Path(__file__).parents[3]
-    path = [str(package_root), *(str(each) for each in python_path), *filter(None, [os.environ.get("PYTHONPATH")])]
-    kept = {name: value for name, value in os.environ.items() if not re.match(r"AIRFLOW_|_AIRFLOW|NVFL", name)}
-    threads = str(settings.trainer_threads)
-    return {
-        **kept,
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
-        "PYTHONPATH": os.pathsep.join(path),
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "TF_NUM_INTRAOP_THREADS": threads,
-        "TF_NUM_INTEROP_THREADS": threads,
-        "OMP_NUM_THREADS": threads,
-        "CUDA_VISIBLE_DEVICES": "-1",
-        "KERAS_BACKEND": "tensorflow",
-        "MALLOC_ARENA_MAX": "2",
-        trainer.THREADS: threads,
-    }
+    """As for any participant, and no GPU: the sites of one machine would share it."""
+    shared = environment.of_participant(threads=settings.trainer_threads, python_path=python_path)
+    return {**shared, "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def _wait_for_server(port: int, settings: FederationSettings) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import socket
-import ssl
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
+from airflow_mlscale.federated.adapters import handshake
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ class NvflareAdmin:
         """A logged-in session; foreign errors leave as ours."""
         kit = self.check_kit()
         address = f"{kit['host']}:{kit['port']}"
-        self._knock(kit, address)
+        self._knock(kit)
         if (nvflare_log := logging.getLogger("nvflare")).level == logging.NOTSET:
             nvflare_log.setLevel(logging.WARNING)  # each login tells a dozen lines about its channel
         from nvflare.fuel.flare_api import api_spec
@@ -110,26 +109,14 @@ class NvflareAdmin:
             with contextlib.suppress(Exception):  # the server may be gone by now
                 session.close()
 
-    def _knock(self, kit: Mapping[str, Any], address: str) -> None:
+    def _knock(self, kit: Mapping[str, Any]) -> None:
         """Shake hands once with a time limit: NVFlare itself would wait for a dead or silent server for good."""
         startup = self.kit / "startup"
-        try:
-            context = ssl.create_default_context(cafile=startup / kit["ca_cert"])
-            context.load_cert_chain(startup / kit["client_cert"], startup / kit["client_key"])
-        except (OSError, ValueError) as exc:
-            raise errors.InvalidInputError("admin_kit", str(self.kit), "its certificates cannot be read") from exc
-        context.check_hostname = False  # as NVFlare does: the identity is verified in the login
-        try:
-            with (
-                socket.create_connection((kit["host"], int(kit["port"])), timeout=self.login_timeout_s) as plain,
-                context.wrap_socket(plain),
-            ):
-                return
-        except ssl.SSLCertVerificationError as exc:
-            fix = f"the server at {address} is of another federation"
-            raise errors.InvalidInputError("admin_kit", str(self.kit), fix) from exc
-        except OSError as exc:
-            raise errors.UnreachableError("the federation server", address, START_HINT) from exc
+        handshake.server_name(
+            kit["host"], int(kit["port"]), authority=startup / kit["ca_cert"], kit=self.kit, field="admin_kit",
+            pair=(startup / kit["client_cert"], startup / kit["client_key"]), hint=START_HINT,
+            timeout_s=self.login_timeout_s,
+        )  # fmt: skip
 
 
 START_HINT = "start it ('mlscale federated up' for a local one) or correct admin_kit of the connection"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 import zlib
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.federated import privacy
-from airflow_mlscale.federated.adapters import keras_model, proximal, user_functions, wire
+from airflow_mlscale.federated.adapters import environment, keras_model, proximal, user_functions, wire
 from airflow_mlscale.federated.settings import RunSettings
 
 log = logging.getLogger("airflow_mlscale.federated.trainer")
-
-THREADS = "MLSCALE_TRAINER_THREADS"
 
 
 class Trainer:
@@ -35,7 +32,8 @@ class Trainer:
         self.site = site
         self.model = keras_model.build(run)
         self._pull = proximal.ProximalTerm(self.model, run.proximal_mu) if run.proximal_mu else None
-        own = user_functions.call("client_data", run.client_data, site, **run.data_args)
+        told = {**run.data_args, **environment.site_data_args()}
+        own = user_functions.call("client_data", run.client_data, site, **told)
         self.x, self.y = user_functions.arrays("client_data", run.client_data, own)
         keras.utils.set_random_seed(zlib.crc32(f"{run.seed}/{site}".encode()) % 2**31)
         log.info("%s holds %d samples", site, len(self.x))
@@ -116,7 +114,7 @@ def _answer(trainer: Trainer | None, broken: str | None, task: Any) -> tuple[dic
 def _limit_threads() -> None:
     import tensorflow as tf
 
-    threads = int(os.environ.get(THREADS, "1"))
+    threads = environment.trainer_threads()
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
 
