@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import model, ports, watch
+from airflow_mlscale.federated import labels, model, ports, watch
 from airflow_mlscale.federated.adapters import job_folder, run_directory
 from airflow_mlscale.federated.settings import RunSettings, check_run_id
 
@@ -176,7 +176,8 @@ class RunClient:
                 "is not a directory here; Airflow and the federation's server share it",
             )
         connected = set(self.admin.sites())
-        wanted = set(run.sites) if run.sites is not None else connected
+        # whom labels choose is known to the server alone
+        wanted = connected if run.sites is None or labels.selects(run.sites) else set(run.sites)
         if len(wanted & connected) < run.min_nodes:
             known = ", ".join(sorted(connected)) or "none"
             raise errors.UnreachableError(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from airflow_mlscale.federated import checks
+from airflow_mlscale.federated import checks, labels
 from airflow_mlscale.federated.checks import check as _check
 from airflow_mlscale.federated.checks import number as _number
 from airflow_mlscale.federated.checks import whole as _whole
@@ -87,7 +87,7 @@ class RunSettings:
     deadline_at: float | None = None
     """Seconds since the epoch after which no round is started; None for none."""
     sites: tuple[str, ...] | None = None
-    """Sites that take part; None for every site that is connected."""
+    """Sites that take part, by name or by label (``region=eu``, see `labels`); None for every connected one."""
     max_rounds: int = 50
     """Complete rounds after which the run ends without the target."""
     min_nodes: int = 2
@@ -182,10 +182,15 @@ class RunSettings:
             _whole(self.cohort, "cohort", 1)
             _check(self.cohort >= self.min_nodes, "cohort", self.cohort, f"must be at least min_nodes={self.min_nodes}")
         if self.sites is not None:
-            named = all(isinstance(site, str) and SITE.fullmatch(site) for site in self.sites)
-            _check(named and len(set(self.sites)) == len(self.sites), "sites", self.sites, "list site names, each once")
+            selectors = [site for site in self.sites if labels.is_selector(site)]
+            named = all(isinstance(site, str) and SITE.fullmatch(site) for site in self.sites if site not in selectors)
+            fix = "list names of sites or labels such as 'region=eu', each once"
+            _check(named and len(set(self.sites)) == len(self.sites), "sites", self.sites, fix)
+            for selector in selectors:
+                labels.parse("sites", selector)
             least = self.cohort or self.min_nodes
-            _check(len(self.sites) >= least, "sites", self.sites, f"name at least {least} (min_nodes, cohort)")
+            enough = selectors or len(self.sites) >= least
+            _check(enough, "sites", self.sites, f"name at least {least} (min_nodes, cohort)")
 
     @property
     def uses_late_answers(self) -> bool:

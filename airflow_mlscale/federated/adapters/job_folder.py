@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
+from airflow_mlscale.federated import labels
 from airflow_mlscale.federated.adapters import wire
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -68,8 +69,13 @@ def _meta(run: RunSettings, segment: int) -> Mapping[str, Any]:
         "name": f"{run.run_id}.{segment}",
         "resource_spec": {},
         "min_clients": run.min_nodes,
-        "deploy_map": {"app": ["@ALL"] if run.sites is None else ["server", *run.sites]},
+        "deploy_map": {"app": _where(run)},
     }
+
+
+def _where(run: RunSettings) -> list[str]:
+    """NVFlare knows no labels: the server job chooses, and the others' trainers are never asked."""
+    return ["@ALL"] if run.sites is None or labels.selects(run.sites) else ["server", *run.sites]
 
 
 def _server(run: RunSettings, segment: int, run_dir: Path, task_interval_s: float) -> Mapping[str, Any]:

@@ -24,8 +24,8 @@ from nvflare.apis.signal import Signal  # noqa: TID253
 from nvflare.app_common.abstract.fl_model import FLModel  # noqa: TID253
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils  # noqa: TID253
 
-from airflow_mlscale.federated import aggregation, controller, model, policy, ports
-from airflow_mlscale.federated.adapters import keras_model, run_directory, wire
+from airflow_mlscale.federated import aggregation, controller, labels, model, policy, ports
+from airflow_mlscale.federated.adapters import keras_model, run_directory, site_labels, wire
 from airflow_mlscale.federated.settings import RunSettings
 
 Heard = TypeVar("Heard")
@@ -86,10 +86,10 @@ class SegmentWorkflow(Controller):
 
     def _sites(self, abort_signal: Signal, fl_ctx: FLContext) -> ports.Sites:
         if not self._run.encrypted:
-            return NvflareSites(self, abort_signal, fl_ctx, self._writer)
+            return NvflareSites(self, abort_signal, fl_ctx, self._writer, entries=self._run.sites)
         from airflow_mlscale.federated.adapters import encryption  # its library is an extra
 
-        sites = NvflareSites(self, abort_signal, fl_ctx, self._writer, encryption.fault)
+        sites = NvflareSites(self, abort_signal, fl_ctx, self._writer, encryption.fault, entries=self._run.sites)
         return encryption.RevealedSites(sites, equal=self._run.privacy is not None)
 
     def _show_life(self, ended: threading.Event) -> None:
@@ -137,18 +137,23 @@ class NvflareSites:
         fl_ctx: FLContext,
         writer: run_directory.RunWriter,
         fault: Callable[[model.SiteAnswer, ports.Weights], str | None] = aggregation.fault,
+        entries: Sequence[str] | None = None,
     ) -> None:
+        """`entries` choose the sites, by name or by label; None chooses all that are connected."""
         self._workflow = workflow
         self._abort_signal = abort_signal
         self._fl_ctx = fl_ctx
         self._writer = writer
         self._fault = fault
+        self._entries = entries
         self._late: collections.deque[model.SiteAnswer] = collections.deque()
         self._open: collections.deque[Task] = collections.deque()
         """Tasks whose rounds are closed, while late answers to them are welcome."""
 
     def names(self) -> Sequence[str]:
-        return sorted(client.name for client in self._fl_ctx.get_engine().get_clients())
+        engine = self._fl_ctx.get_engine()
+        kit = Path(engine.get_workspace().get_root_dir())
+        return labels.must_choose(self._entries, site_labels.known(engine.get_clients(), kit))
 
     def train(self, plan: policy.RoundPlan, weights: ports.Weights) -> list[model.SiteAnswer]:
         def labelled(elapsed_s: float, answer: model.SiteAnswer) -> model.SiteAnswer:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import privacy
+from airflow_mlscale.federated import labels, privacy
 from airflow_mlscale.federated.adapters import environment, keras_model, proximal, user_functions, wire
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -73,19 +73,28 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     flare.init()
     site = flare.get_site_name()
-    trainer, broken = _start(site)
+    prepared = None if _may_stay_idle() else _start(site)
     while flare.is_running():
         task = flare.receive()
         if task is None:
             break
-        params, meta = _answer(trainer, broken, task)
+        prepared = prepared or _start(site)
+        params, meta = _answer(*prepared, task)
         flare.send(FLModel(params=params, meta=meta, current_round=task.current_round))
+
+
+def _may_stay_idle() -> bool:
+    """Whether only the server knows if this site takes part: then nothing is read before it is asked."""
+    return labels.selects(_settings().get("sites"))
+
+
+def _settings() -> dict[str, Any]:
+    return dict(json.loads((Path("custom") / wire.SETTINGS_FILE).read_text()))
 
 
 def _start(site: str) -> tuple[Trainer | None, str | None]:
     try:
-        run = RunSettings.from_json(json.loads((Path("custom") / wire.SETTINGS_FILE).read_text()))
-        return Trainer(run, site), None
+        return Trainer(RunSettings.from_json(_settings()), site), None
     except Exception as exc:  # the user's code may raise anything; the server must hear it, not a closed connection
         log.exception("cannot prepare training")
         return None, f"{type(exc).__name__}: {exc}"
