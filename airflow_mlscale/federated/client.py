@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import labels, model, ports, watch
+from airflow_mlscale.federated import card, labels, model, ports, watch
 from airflow_mlscale.federated.adapters import job_folder, run_directory
 from airflow_mlscale.federated.settings import RunSettings, check_run_id
 
@@ -293,6 +293,7 @@ def summary(run: RunSettings, state: model.RunState | None) -> dict[str, Any]:
         "delta": run.privacy.delta if run.privacy else None,
         "saved_model": state.saved_model,
         "keras_model": state.keras_model,
+        "model_card": str(Path(state.saved_model).parent / card.FILE) if state.saved_model else None,
         "rounds_table": [
             {
                 "round": done.number, "value": done.value, "loss": done.loss, "seconds": done.seconds,

@@ -24,6 +24,7 @@ from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.federated import model, ports
+from airflow_mlscale.federated.adapters import model_card
 from airflow_mlscale.federated.settings import RunSettings
 from airflow_mlscale.runtime import journal
 
@@ -132,6 +133,8 @@ class RunWriter:
         self._check_fence()
         if weights is not None:
             _save(self._weights_path(state.rounds[-1].number), weights, memory)
+        if state.saved_model and (run := self.directory.settings()) is not None:
+            model_card.write(run, state)  # first: who reads that the run has ended finds it beside the model
         _write(self.directory.path / "state.json", state.to_json())
         if weights is not None:
             if self._journal:
