@@ -159,7 +159,7 @@ def _take(ranked: Sequence[Site], answers: float) -> list[Site]:
     taken: list[Site] = []
     expected = 0.0
     for site in ranked:
-        if expected >= answers - 0.25:
+        if expected >= answers - 0.5:
             break
         taken.append(site)
         expected += site.reliability

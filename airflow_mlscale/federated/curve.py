@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import erf, exp, inf, isfinite, log, sqrt
+from statistics import median
 
 from airflow_mlscale.federated.model import Metric
 
@@ -38,7 +39,7 @@ PRIOR_ROUNDS, PRIOR_NOISE = 2.0, 0.08
 """What is believed of the relative noise before it is seen, and how many rounds outweigh it."""
 HUBER = 2.0
 """Residuals beyond this many standard deviations count as this many."""
-DRIFT = 0.12
+DRIFT = 0.2
 """Relative error of a prediction for each e-fold of work beyond what was seen."""
 EPOCH_GAIN, COHORT_GAIN = 0.35, 0.35
 """Effort of a round grows with its epochs and its answers to these powers; measured on small non-iid federations."""
@@ -125,10 +126,12 @@ class Curve:
     def chance(self, value: float, x: float) -> float:
         """Probability that the curve has reached ``value`` after work ``x`` in all."""
         wanted = error_of(self.metric, value)
-        deviation = max(1e-6, sqrt(self._drift(x) ** 2 + self.noise**2))
-        return sum(
-            each.weight * _normal_cdf((wanted / max(each.error(x), 1e-12) - 1) / deviation) for each in self.hypotheses
-        )
+        drifted = sqrt(self._drift(x) ** 2 + self.noise**2)
+        chances = 0.0
+        for each in self.hypotheses:
+            beyond = wanted / max(each.error(x), 1e-12) - 1  # what is reached does not drift away again
+            chances += each.weight * _normal_cdf(beyond / max(1e-6, drifted if beyond < 0 else self.noise))
+        return chances
 
     def _drift(self, x: float) -> float:
         return DRIFT * log((1 + max(x, self.x)) / (1 + self.x))
@@ -169,9 +172,8 @@ def fit(metric: Metric, values: Sequence[float], efforts: Sequence[float]) -> Cu
 
 
 def _present(points: Sequence[tuple[float, float]]) -> float:
-    """The error now: mean of the logarithms of the last few."""
-    last = [log(error) for _, error in points[-4:]]
-    return exp(sum(last) / len(last))
+    """The error now: the median of the last few."""
+    return median(error for _, error in points[-5:])
 
 
 def _tried(
@@ -184,20 +186,19 @@ def _tried(
 ) -> tuple[tuple[float, float, float, float], float, float]:
     """One hypothesis with its best amplitude, the logarithm of its evidence, and its noise."""
     shapes = [(1 + x / start) ** -slope for x, _ in points]
-    amplitude, deviation = 0.0, PRIOR_NOISE
-    scales = [error for _, error in points]
-    trust = list(weights)
-    for _ in range(3):  # reweighted least squares: relative to the fitted error, outliers clipped
-        pairs = list(zip(shapes, points, scales, trust, strict=True))
-        below = sum(t * z * z / (m * m) for z, _, m, t in pairs)
-        above = sum(t * z * (error - floor) / (m * m) for z, (_, error), m, t in pairs)
+    amplitude, deviation, rounds = 0.0, PRIOR_NOISE, sum(weights)
+    scales = errors = [error for _, error in points]
+    for _ in range(3):  # reweighted least squares: relative to the fitted error, outliers pulled in
+        pairs = list(zip(shapes, errors, scales, weights, strict=True))
+        below = sum(w * z * z / (m * m) for z, _, m, w in pairs)
+        above = sum(w * z * (error - floor) / (m * m) for z, error, m, w in pairs)
         amplitude = max(0.0, above / below)
         scales = [max(1e-9, floor + amplitude * z) for z in shapes]
         residuals = [log(error / m) for (_, error), m in zip(points, scales, strict=True)]
-        squares = sum(w * min(r * r, (HUBER * deviation) ** 2) for w, r in zip(weights, residuals, strict=True))
-        rounds = sum(weights)
+        most = HUBER * deviation
+        squares = sum(w * min(r * r, most * most) for w, r in zip(weights, residuals, strict=True))
         deviation = sqrt((squares + PRIOR_ROUNDS * PRIOR_NOISE**2) / (rounds + PRIOR_ROUNDS))
-        trust = [w * min(1.0, HUBER * deviation / max(abs(r), 1e-12)) for w, r in zip(weights, residuals, strict=True)]
+        errors = [m * exp(max(-most, min(most, r))) for m, r in zip(scales, residuals, strict=True)]
     charge = sum(w * _huber(r / deviation) for w, r in zip(weights, residuals, strict=True))
     evidence = -charge - rounds * log(deviation) + FLOOR_PRIOR * log(1.05 - floor / present)
     return (floor, start, slope, amplitude), evidence, deviation

@@ -20,7 +20,9 @@ RECENT = 5
 SPEED_UP = 1.25
 """Work that a round may still be made to do, ÷ what rounds do now: a doubt must hold even then."""
 HOPELESS = 0.03
-"""Below this chance a target looks out of reach."""
+"""Below this chance a target looks out of reach, …"""
+SURE_ROUNDS, SURE_SHARE = 20, 0.3
+"""… after so many rounds, or once this part of the rounds that the limits allow is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +44,14 @@ class Forecast:
     """Probability that the target is reached within the limits."""
     at_limit: curve.Span
     """The metric at the limit, from a bad to a good outcome."""
+    done: int
+    """Rounds behind the prediction."""
 
     @property
     def hopeless(self) -> bool:
-        """Whether the target looks out of reach."""
-        return self.chance < HOPELESS
+        """Whether the target looks out of reach, and enough was seen to say so: curves begin slowly."""
+        spent = self.done / (self.done + self.rounds_to_limit) if self.done else 0.0
+        return self.chance < HOPELESS and (self.done >= SURE_ROUNDS or spent >= SURE_SHARE)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; null stands for infinite."""
@@ -87,6 +92,7 @@ def predict(run: RunSettings, state: model.RunState, *, now: float) -> Forecast 
         limit=limit,
         chance=seen.chance(run.target.value, reachable_x),
         at_limit=seen.value_at(seen.x + min(rounds_to_limit, 1e6) * costs.effort),
+        done=len(state.rounds),
     )
 
 

@@ -17,6 +17,7 @@ from math import ceil, inf
 from airflow_mlscale.federated import model, policy, static
 from airflow_mlscale.federated.settings import RunSettings
 
+_ROUNDING = 1e-6
 Shape = Callable[[float], float]
 """Share of the limit that is used → share of the way to the target, both from 0 to 1."""
 
@@ -73,4 +74,4 @@ def next_epochs(run: RunSettings, state: model.RunState, share: float) -> int:
         return 1
     if gain == 0:
         return run.max_local_epochs
-    return max(1, min(run.max_local_epochs, ceil(lacking * done / gain)))
+    return max(1, min(run.max_local_epochs, ceil(lacking * done / gain - _ROUNDING)))

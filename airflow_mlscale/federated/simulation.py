@@ -126,6 +126,8 @@ class SimulatedSites:
     """Time that sites really spent, answers that nobody waited for included."""
     compute_s: float = field(init=False, default=0.0)
     """Time of training in it."""
+    history: list[tuple[float, float, float]] = field(init=False, default_factory=list)
+    """After each round: the clock, `node_s` and `compute_s`."""
     _busy_until: dict[str, float] = field(init=False, default_factory=dict)
     _under_way: list[tuple[_Try, policy.RoundPlan, float, ports.Weights]] = field(init=False, default_factory=list)
     """Tries that their round did not wait for: with its plan, its start and what it sent."""
@@ -148,6 +150,7 @@ class SimulatedSites:
         over = [each for each in self._under_way if each[2] + each[0].elapsed_s <= now_s]
         self._under_way = [each for each in self._under_way if each not in over]
         self.clock.now_s += self.server_s  # asked once a round, before the server does its part
+        self.history.append((self.clock.now_s, self.node_s, self.compute_s))
         return [self._answer(done, plan, weights) for done, plan, _, weights in over]
 
     def _try(self, site: SimulatedSite, plan: policy.RoundPlan, began_s: float) -> _Try | None:
@@ -250,6 +253,8 @@ class Simulated:
     node_s: float
     """Site time really spent; the state's own account ends with each round."""
     compute_s: float
+    history: Sequence[tuple[float, float, float]] = ()
+    """After each round: the time, site time and training time so far."""
 
     @property
     def reached(self) -> bool:
@@ -284,4 +289,7 @@ def simulate(
         run=run, segment=1, sites=federation, evaluator=evaluator, store=store or MemoryStore(), output_dir=output_dir,
         now=clock, simulated=True,
     ).play()  # fmt: skip
-    return Simulated(state=state, wall_s=clock.now_s, node_s=federation.node_s, compute_s=federation.compute_s)
+    return Simulated(
+        state=state, wall_s=clock.now_s, node_s=federation.node_s, compute_s=federation.compute_s,
+        history=tuple(federation.history),
+    )  # fmt: skip

@@ -59,7 +59,7 @@ def hopeless(chance: float = 0.01) -> forecast.Forecast:
     span = curve.Span(0.4, 0.5, 0.6)
     return forecast.Forecast(
         rounds=span, seconds=span, node_seconds=span, gigabytes=span, rounds_to_limit=9, limit="deadline",
-        chance=chance, at_limit=span,
+        chance=chance, at_limit=span, done=20,
     )  # fmt: skip
 
 

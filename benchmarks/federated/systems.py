@@ -1,0 +1,67 @@
+"""Who is compared: ours, published controllers, and a grid of fixed settings that has the best one in hindsight."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_mlscale.federated import adaptive
+from airflow_mlscale.federated.combination import FEDAVG, ServerOptimiser
+
+BASELINE = "fedavg_K10_E5"
+
+
+@dataclass(frozen=True, kw_only=True)
+class System:
+    """One way to run a federation."""
+
+    settings: Mapping[str, Any]
+    optimiser: ServerOptimiser = FEDAVG
+    static: bool = False
+    """Fixed settings: one of those among which hindsight chooses."""
+    looks_at_limits: bool = field(default=False)
+    """Whether it plans for its deadline: then each deadline is a run of its own."""
+
+
+def _fixed(policy: str, cohort: int, epochs: int, **more: Any) -> System:
+    never = {"on_infeasible": "go_on", "stall_rounds": None, "late_answers": False}
+    return System(
+        settings={"policy": policy, "cohort": cohort, "local_epochs": epochs, **never, **more},
+        static=policy in ("fedavg", "over_selection"),
+    )
+
+
+def _ours(optimiser: ServerOptimiser = adaptive.ADVICE, **more: Any) -> System:
+    return System(settings={"policy": "adaptive", **more}, optimiser=optimiser, looks_at_limits=True)
+
+
+SYSTEMS: Mapping[str, System] = {
+    "ours_cost": _ours(objective="cost"),
+    "ours_time": _ours(objective="time"),
+    **{
+        f"fedavg_K{cohort}_E{epochs}": _fixed("fedavg", cohort, epochs)
+        for cohort, epochs in ((5, 1), (5, 2), (5, 5), (10, 1), (10, 2), (10, 5), (10, 10), (20, 5))
+    },
+    **{
+        f"over{ratio}_K{cohort}_E{epochs}": _fixed(
+            "over_selection", cohort, epochs, over_selection=ratio, grace_fraction=0.0
+        )
+        for ratio in (1.3, 1.6)
+        for cohort, epochs in ((5, 1), (5, 2), (5, 5), (10, 1), (10, 2), (10, 5))
+    },
+    "oort_K5_E2": _fixed("oort", 5, 2),
+    "oort_K10_E5": _fixed("oort", 10, 5),
+    **{
+        name: _fixed(name, 10, 5, max_rounds=60)
+        for name in ("linear_rounds", "linear_network", "quadratic_rounds", "quadratic_network")
+    },
+    # What each part is worth: not rivals.
+    "part_plain_optimiser": _ours(FEDAVG),
+    "part_no_late_answers": _ours(late_answers=False),
+    "part_over1.3_K5_E2_momentum": System(
+        settings=_fixed("over_selection", 5, 2, over_selection=1.3, grace_fraction=0.0).settings,
+        optimiser=adaptive.ADVICE,
+    ),
+}
+"""All by name; the four of the paper work towards a set-point in their sixtieth round."""
