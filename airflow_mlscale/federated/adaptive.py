@@ -24,7 +24,7 @@ from math import ceil, inf
 from statistics import median
 
 from airflow_mlscale.federated import policy, static
-from airflow_mlscale.federated.combination import ServerOptimiser
+from airflow_mlscale.federated.combination import FEDAVG, ServerOptimiser
 from airflow_mlscale.federated.settings import RunSettings
 from airflow_mlscale.federated.sites import OVERDUE, Site
 
@@ -54,6 +54,11 @@ COST_POWER, HURRIED_COST_POWER = 0.3, 0.0
 """Freshness is ranked per site time to this power: whole costs would leave the slow sites' data out for good."""
 TIME_POWER, HURRIED_TIME_POWER = 0.4, 0.7
 """A cohort's freshness is compared per length of its round to this power."""
+
+
+def advised(policy_name: str, *, private: bool) -> ServerOptimiser:
+    """The server optimiser for who says nothing about it: a momentum would also carry privacy's noise on."""
+    return ADVICE if policy_name == "adaptive" and not private else FEDAVG
 
 
 def plan(run: RunSettings, seen: policy.Seen) -> policy.RoundPlan:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import card, labels, model, ports, watch
+from airflow_mlscale.federated import card, labels, model, ports, stopping, watch
 from airflow_mlscale.federated.adapters import job_folder, run_directory
 from airflow_mlscale.federated.settings import RunSettings, check_run_id
 
@@ -123,7 +123,7 @@ class RunClient:
             raise errors.InvalidInputError("run_id", run_id, f"there is no such run in {self.run_store}")
         return summary(run, state)
 
-    def met(self, run_id: str, condition: model.Quality) -> dict[str, Any] | None:
+    def met(self, run_id: str, condition: stopping.Condition) -> dict[str, Any] | None:
         """The round in which a run met a condition, as JSON; None while it may still.
 
         A run that is not known yet may still come.
@@ -131,30 +131,26 @@ class RunClient:
         Raises:
             InvalidInputError: this is no run's id, or the run is measured by another metric.
             FederatedRunFailedError: the run failed or was aborted before it met the condition.
-            TargetNotReachedError: the run ended below the condition.
+            TargetNotReachedError: the run ended without meeting the condition.
         """
         directory = self.directory(run_id)
         run, state = directory.settings(), directory.state()
         if run is None or state is None:
             return None
-        if run.target.metric != condition.metric:
+        metric = condition.quality.metric
+        if condition.awaited == stopping.Awaited.AT_LEAST and run.target.metric != metric:
             raise errors.InvalidInputError(
-                "metric",
-                condition.metric,
-                f"run {run_id} is measured by its target's metric {run.target.metric!r}; use that",
+                "metric", metric, f"run {run_id} is measured by its target's metric {run.target.metric!r}; use that"
             )
-        if condition.ever_held(state.values):
-            done = next(done for done in state.rounds if condition.ever_held(state.values[: done.number]))
-            return {"run_id": run_id, "metric": condition.metric, "value": done.value, "round": done.number}
-        if state.status in (model.Status.FAILED, model.Status.ABORTED):
-            raise errors.FederatedRunFailedError(f"run {run_id} {state.status}: {state.reason}")
-        if state.status.ended:
-            raise errors.TargetNotReachedError(
-                f"run {run_id} ended at {state.metric} {state.best_value} without {condition}: {state.reason}"
-            )
-        return None
+        number = condition.met_in(state)
+        if number is None:
+            if missed := condition.out_of_question(state):
+                raise missed
+            return None
+        value = next((done.value for done in state.rounds if done.number == number), None)
+        return {"run_id": run_id, "metric": run.target.metric, "value": value, "round": number}
 
-    def awaited(self, run_id: str, condition: model.Quality) -> str:
+    def awaited(self, run_id: str, condition: stopping.Condition) -> str:
         """What is waited for, for a person: the run itself while it is not known, then the condition."""
         if not self.directory(run_id).exists():
             return f"run {run_id}: there is no such run yet in {self.run_store}; waiting for it"

@@ -122,10 +122,6 @@ class Quality:
             return f"{self} held {self.in_a_row} evaluations in a row"
         return f"{self} holds with confidence {self.confidence:g} over the last {BOUND_ROUNDS} evaluations"
 
-    def ever_held(self, values: Sequence[float]) -> bool:
-        """Whether any `in_a_row` evaluations in a row reached the value."""
-        return any(self.held(values[: end + 1]) for end in range(len(values)))
-
     def better(self, value: float, than: float | None) -> bool:
         """Whether ``value`` is a better evaluation than ``than`` (anything finite beats none)."""
         if not isfinite(value):

@@ -127,7 +127,13 @@ class Condition:
 
     def __post_init__(self) -> None:
         checks.one_of(self.awaited, "awaited", [str(each) for each in Awaited])
+        object.__setattr__(self, "awaited", Awaited(self.awaited))
         checks.whole(self.rounds, "rounds", 1)
+
+    @classmethod
+    def at_least(cls, metric: str, value: float, *, in_a_row: int = 1) -> Condition:
+        """A quality that holds so many evaluations in a row."""
+        return cls(awaited=Awaited.AT_LEAST, quality=model.Quality(metric, value, in_a_row=in_a_row))
 
     def met_in(self, state: model.RunState) -> int | None:
         """The round in which the condition was first met; None while it is not. 0 for a run without rounds."""

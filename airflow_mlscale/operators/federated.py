@@ -12,17 +12,17 @@ from typing import Any, NoReturn
 from airflow.sdk import BaseOperator
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import client, combination, watch
+from airflow_mlscale.federated import adaptive, client, combination, watch
 from airflow_mlscale.federated.combination import Aggregation, Privacy, ServerOptimiser
 from airflow_mlscale.federated.model import Quality, Status
-from airflow_mlscale.federated.settings import RunSettings
+from airflow_mlscale.federated.settings import NO_BUDGET, Budget, RunSettings
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.runtime import deadlines
 from airflow_mlscale.triggers.federated import FederatedRunTrigger
 
-__all__ = ["Aggregation", "FederatedTrainingOperator", "Privacy", "Quality", "ServerOptimiser"]
+__all__ = ["Aggregation", "Budget", "FederatedTrainingOperator", "Privacy", "Quality", "ServerOptimiser"]
 
 ON_LIMIT = ("fail", "return_best")
 
@@ -50,19 +50,30 @@ class FederatedTrainingOperator(BaseOperator):
             date and time. Fixed at the first try; retries share it. (templated)
         max_rounds: most complete rounds.
         min_nodes: quorum: a round with fewer answers does not count.
-        cohort: answers that a round wants; default is all sites.
-        over_selection: sites asked ÷ answers wanted, ≥ 1.
-        local_epochs: passes of a site over its data in a round.
+        budget: what the run may cost, `Budget` of site seconds and gigabytes; no round begins once it is spent.
+        policy: who plans the rounds, one of `settings.POLICIES`; ``adaptive`` chooses cohort, epochs of each site,
+            quorum and the end of a round by what it sees of the sites.
+        objective: what the adaptive policy saves while it keeps the limits: ``cost`` (site seconds) or ``time``.
+        cohort: answers that a round wants; default is the policy's choice (all sites, of those that choose none).
+        over_selection: sites asked ÷ answers wanted, ≥ 1, of the policy of that name.
+        local_epochs: passes of a site over its data in a round; default is the policy's choice.
+        max_local_epochs: most that a policy may choose.
+        late_answers: average answers that come after their round was closed into the next one.
+        stall_rounds: rounds without progress after which the run ends; None never ends it for that.
+        on_infeasible: ``stop`` the run once its learning curve shows that the target is out of reach within the
+            limits, or ``go_on`` to the limit for the best that there is.
         batch_size: samples of one training step.
         proximal_mu: FedProx: how strongly sites are held near the model that they were sent; 0 for not at all.
         aggregation: which answers are believed and how they become one, `Aggregation`; default is their average.
-        server_optimiser: how far the model follows them, `ServerOptimiser`; default is all the way.
+        server_optimiser: how far the model follows them, `ServerOptimiser`; default is a momentum and an average of
+            models for the adaptive policy, and all the way for the others and under privacy.
         privacy: `Privacy` clips what sites send and adds noise; the summary tells the ``epsilon`` that is spent.
         encrypted: sites encrypt their weights, the server only ever reads the round's average. Needs a federation
             that was provisioned with encryption.
         round_timeout: seconds or a ``timedelta`` after which a round closes with the answers it has.
         start_allowance: seconds that the first round of a segment may take longer, for start and data reading.
-        on_limit: ``fail`` or ``return_best`` when a limit comes before the target.
+        on_limit: ``fail`` or ``return_best`` when a limit, a standstill or the verdict that the target is out of reach
+            comes before the target.
         output_dir: directory on the server for ``model.keras`` and ``saved_model``; default is the run's own.
             (templated)
         conn_id: connection of type ``mlscale_federated``. (templated)
@@ -107,11 +118,18 @@ class FederatedTrainingOperator(BaseOperator):
         min_nodes: int = 2,
         cohort: int | None = None,
         over_selection: float = 1.25,
-        local_epochs: int = 1,
+        local_epochs: int | None = None,
+        max_local_epochs: int = 20,
+        policy: str = "adaptive",
+        objective: str = "cost",
+        budget: Budget = NO_BUDGET,
+        late_answers: bool = True,
+        stall_rounds: int | None = 40,
+        on_infeasible: str = "stop",
         batch_size: int = 32,
         proximal_mu: float = 0.0,
         aggregation: Aggregation = combination.MEAN,
-        server_optimiser: ServerOptimiser = combination.FEDAVG,
+        server_optimiser: ServerOptimiser | None = None,
         privacy: Privacy | None = None,
         encrypted: bool = False,
         round_timeout: float | timedelta = 60.0,
@@ -144,10 +162,17 @@ class FederatedTrainingOperator(BaseOperator):
             "cohort": cohort,
             "over_selection": over_selection,
             "local_epochs": local_epochs,
+            "max_local_epochs": max_local_epochs,
+            "policy": policy,
+            "objective": objective,
+            "budget": budget,
+            "late_answers": late_answers,
+            "stall_rounds": stall_rounds,
+            "on_infeasible": on_infeasible,
             "batch_size": batch_size,
             "proximal_mu": proximal_mu,
             "aggregation": aggregation,
-            "server_optimiser": server_optimiser,
+            "server_optimiser": server_optimiser or adaptive.advised(policy, private=privacy is not None),
             "privacy": privacy,
             "encrypted": encrypted,
             "round_timeout_s": _seconds(round_timeout),

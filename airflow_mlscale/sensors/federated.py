@@ -8,14 +8,14 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import model
+from airflow_mlscale.federated import model, stopping
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
 
 
 class FederatedAccuracySensor(BaseSensorOperator):
-    """Waits until a run's metric on its held-out data is good enough, in this DAG or any other.
+    """Waits until a run's metric on its held-out data is good enough, or until it stalls or fails; in any DAG.
 
     Fails at once, instead of waiting for its timeout, when the run has ended without it. A run that is not known
     yet may still come: it is waited for, and the log says so.
@@ -23,6 +23,9 @@ class FederatedAccuracySensor(BaseSensorOperator):
     Args:
         run_id: the run: the XCom ``run_id`` of a `FederatedTrainingOperator`. (templated)
         at_least: what the metric must reach (at most this, for errors and losses).
+        awaited: ``at_least``; or ``stalled``: ``stalled_rounds`` rounds without progress, or an end below the target;
+            or ``failed``: the run failed or was aborted.
+        stalled_rounds: rounds without progress.
         metric: the metric of the run's target.
         in_a_row: evaluations in a row that must reach it.
         conn_id: connection of type ``mlscale_federated``. (templated)
@@ -44,7 +47,9 @@ class FederatedAccuracySensor(BaseSensorOperator):
         self,
         *,
         run_id: str,
-        at_least: float,
+        at_least: float | None = None,
+        awaited: str = stopping.Awaited.AT_LEAST,
+        stalled_rounds: int = 10,
         metric: str = "accuracy",
         in_a_row: int = 1,
         conn_id: str = FederatedHook.default_conn_name,
@@ -55,8 +60,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
         self.run_id = run_id
-        model.check_value("at_least", metric, at_least)
-        self.condition = model.Quality(metric, at_least, in_a_row=in_a_row)
+        self.condition = _condition(awaited, at_least, metric, in_a_row, stalled_rounds)
         self.conn_id = conn_id
         self.deferrable = deferrable
         self._told = ""
@@ -97,3 +101,22 @@ class FederatedAccuracySensor(BaseSensorOperator):
             return dict(event["found"])
         with translated():
             raise getattr(errors, event["error"], errors.FederatedRunFailedError)(event["reason"])
+
+
+def _condition(awaited: str, at_least: float | None, metric: str, in_a_row: int, rounds: int) -> stopping.Condition:
+    """The condition of a sensor's arguments; refuses those that do not belong together."""
+    wants_value = awaited == stopping.Awaited.AT_LEAST
+    if wants_value:
+        model.check_value("at_least", metric, at_least)
+    elif at_least is not None:
+        raise errors.InvalidInputError("at_least", at_least, f"leave it out: this sensor waits for {awaited!r}")
+    value = at_least if wants_value and at_least is not None else _ANY
+    return stopping.Condition(
+        awaited=awaited,
+        quality=model.Quality(metric, value, in_a_row=in_a_row),
+        rounds=rounds,  # type: ignore[arg-type]
+    )
+
+
+_ANY = 1.0
+"""A value that every metric allows, where none is looked at."""

@@ -9,7 +9,7 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import model, watch
+from airflow_mlscale.federated import stopping, watch
 from airflow_mlscale.hooks.federated import FederatedHook
 
 
@@ -59,7 +59,7 @@ class FederatedAccuracyTrigger(BaseTrigger):
 
     Args:
         run_id: the run.
-        condition: a `Quality` as JSON.
+        condition: a `stopping.Condition` as JSON.
         conn_id: connection of its federation.
         poll_s: seconds between two looks.
     """
@@ -76,7 +76,7 @@ class FederatedAccuracyTrigger(BaseTrigger):
         return f"{type(self).__module__}.{type(self).__name__}", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        condition = model.Quality.from_json(self.condition)
+        condition = stopping.Condition.from_json(self.condition)
         told = ""
         try:
             runs = await _runs(self.conn_id)

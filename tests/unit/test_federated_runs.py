@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import client, model, watch
+from airflow_mlscale.federated import client, model, stopping, watch
 from airflow_mlscale.federated.adapters import job_folder, nvflare_admin, provisioning, run_directory, user_functions
 from airflow_mlscale.runtime import processes
 from tests.fakes import federated
@@ -100,7 +100,7 @@ def test_stopping_a_run_that_does_not_listen_aborts_its_job(runs):
 
 
 def test_an_unknown_run_has_no_result_but_may_still_come(runs):
-    assert runs.met("nobody", model.Quality("accuracy", 0.5)) is None
+    assert runs.met("nobody", stopping.Condition.at_least("accuracy", 0.5)) is None
     with pytest.raises(errors.InvalidInputError, match="there is no such run"):
         runs.result("nobody")
 
@@ -111,12 +111,12 @@ def test_what_is_no_runs_id_never_becomes_a_path(runs, run_id):
         with pytest.raises(errors.InvalidInputError, match="run_id="):
             use(run_id)
     with pytest.raises(errors.InvalidInputError, match="run_id="):
-        runs.met(run_id, model.Quality("accuracy", 0.5))
+        runs.met(run_id, stopping.Condition.at_least("accuracy", 0.5))
     assert list(runs.run_store.iterdir()) == []
 
 
 def test_who_waits_is_told_whether_the_run_is_known(runs):
-    condition = model.Quality("accuracy", 0.5)
+    condition = stopping.Condition.at_least("accuracy", 0.5)
     assert f"run run: there is no such run yet in {runs.run_store}" in runs.awaited("run", condition)
     runs.begin(settings())
     assert runs.awaited("run", condition) == "run run: waiting for accuracy >= 0.5"

@@ -85,8 +85,6 @@ def test_a_condition_holds_several_evaluations_in_a_row():
     assert not condition.held([0.95])
     assert condition.held([0.5, 0.9, 0.9])
     assert not condition.held([0.9, 0.9, 0.8])
-    assert condition.ever_held([0.9, 0.9, 0.8])
-    assert not condition.ever_held([0.9, 0.8, 0.9])
 
 
 def test_settings_and_state_survive_json():
