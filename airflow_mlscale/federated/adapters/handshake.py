@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 from airflow_mlscale import errors
 
@@ -45,12 +46,12 @@ def server_name(
     address = f"{host}:{port}"
     try:
         with socket.create_connection((host, port), timeout=timeout_s) as plain, context.wrap_socket(plain) as secure:
-            told = secure.getpeercert() or {}
+            told: Any = secure.getpeercert() or {}
     except ssl.SSLCertVerificationError as exc:
         if "expired" in exc.verify_message:
             raise errors.UnreachableError("the federation server", address, "its certificate has expired") from exc
         raise errors.InvalidInputError(field, str(kit), f"the server at {address} is of another federation") from exc
     except OSError as exc:
         raise errors.UnreachableError("the federation server", address, hint) from exc
-    subject = dict(pair[0] for pair in told.get("subject", ()) if pair)
+    subject = dict(entry[0] for entry in told.get("subject", ()) if entry)
     return str(subject.get("commonName", ""))

@@ -33,6 +33,8 @@ GRACE_S = 10.0
 SITE_TIMEOUT_S = 20.0
 """A site silent for this long is no longer offered work of new segments."""
 HEARTBEAT_S = 2.0
+MOST_SITES = 10_000
+"""Certificates decide who is a site; NVFlare's own limit of a hundred must not."""
 SHUT_DOWN = "shutdown.fl"
 """NVFlare's word, in the kit, that an administrator has shut this participant down for good."""
 SERVER_PROGRAM = "airflow_mlscale.federated.adapters.bound_server"
@@ -93,7 +95,10 @@ def server(kit: Kit, *, bind: str | None = None, python_path: Sequence[Path] = (
         raise errors.InvalidInputError("run_store", store, fix)
     with _alone(kit):
         provisioning.tune_server(
-            kit.directory / "local", storage=kit.directory / "storage", sites=0, site_timeout_s=SITE_TIMEOUT_S
+            kit.directory / "local",
+            storage=kit.directory / "storage",
+            sites=MOST_SITES,
+            site_timeout_s=SITE_TIMEOUT_S,
         )
         log.info("federation server %s listens on %s:%d", kit.name, address, kit.port)
         return _keep_running(
