@@ -285,6 +285,9 @@ def summary(run: RunSettings, state: model.RunState | None) -> dict[str, Any]:
         "finished_at": state.updated_at,
         "deadline_at": run.deadline_at,
         "seconds": round(state.updated_at - state.started_at, 3),
+        "node_seconds": round(state.node_seconds, 3),
+        "gigabytes": state.gigabytes,
+        "forecast": state.forecast,
         "epsilon": state.epsilon,
         "delta": run.privacy.delta if run.privacy else None,
         "saved_model": state.saved_model,
@@ -294,9 +297,18 @@ def summary(run: RunSettings, state: model.RunState | None) -> dict[str, Any]:
             {
                 "round": done.number, "value": done.value, "loss": done.loss, "seconds": done.seconds,
                 "asked": len(done.asked), "answered": len(done.answered), "samples": done.samples,
-                "segment": done.segment,
+                "segment": done.segment, "late": len(done.late), "epochs": max(done.epochs.values(), default=0),
+                "node_s": done.node_s,
             }
             for done in state.rounds
+        ],
+        "sites_table": [
+            {
+                "site": site.name, "samples": site.samples, "overhead_s": site.overhead_s, "epoch_s": site.epoch_s,
+                "reliability": round(site.reliability, 3), "asked": site.asked, "answered": site.answered,
+                "node_s": round(site.busy_s, 3), "gigabytes": site.gigabytes,
+            }
+            for site in state.sites
         ],
     }  # fmt: skip
 

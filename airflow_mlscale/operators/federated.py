@@ -83,7 +83,8 @@ class FederatedTrainingOperator(BaseOperator):
     Returns:
         A summary, also as one XCom per key: ``run_id``, ``metric``, ``target``, ``reached``, ``accuracy`` (the
         metric of the returned model), ``rounds``, ``stopped_early``, ``stopped_reason``, ``saved_model``,
-        ``keras_model``, ``rounds_table`` and more. ``run_id`` is there from the start.
+        ``keras_model``, ``rounds_table``, ``sites_table`` (speed, reliability, cost) and more. ``run_id`` is
+        there from the start.
 
     Raises:
         InvalidInputError: an argument is wrong; names it, its value and the fix.
@@ -253,7 +254,7 @@ class FederatedTrainingOperator(BaseOperator):
     def _publish(self, context: Any, run_id: str, *, now: bool = False) -> None:
         runs, _ = self._attached()
         self._state = self._state or TaskStateJournal(context.get("task_state_store"))
-        summary = {name: value for name, value in runs.result(run_id).items() if name != "rounds_table"}
+        summary = {name: value for name, value in runs.result(run_id).items() if not name.endswith("_table")}
         self._state.publish(runs.directory(run_id).records(), summary, now=now)
 
     def _defer(self) -> NoReturn:

@@ -176,11 +176,23 @@ def _record(state: model.RunState, done: model.Round, target: model.Quality) -> 
         seen={
             "round": done.number, state.metric: done.value, "target": state.target, "loss": done.loss,
             "seconds": done.seconds, "samples": done.samples, "segment": done.segment,
+            "node_s": done.node_s, "gigabytes": done.gigabytes, **_expected(state),
             **({} if state.epsilon is None else {"epsilon": state.epsilon}),
         },
-        decided={"asked": len(done.asked), "answered": len(done.answered), "sites": ",".join(done.answered)},
+        decided={
+            "asked": len(done.asked), "answered": len(done.answered), "late": len(done.late),
+            "epochs": max(done.epochs.values(), default=0), "sites": ",".join(done.answered),
+        },
         reason=f"round {done.number}: {state.metric} {done.value:.4f}, {met}",
     )  # fmt: skip
+
+
+def _expected(state: model.RunState) -> dict[str, Any]:
+    """What was predicted after the last round, as plain numbers; null where there may be no end."""
+    if state.forecast is None:
+        return {}
+    told = {name: state.forecast[name][1] for name in ("rounds", "seconds", "node_seconds", "at_limit")}
+    return {"chance": state.forecast["chance"], **{f"expected_{name}": number for name, number in told.items()}}
 
 
 def _save(path: Path, weights: ports.Weights, memory: ports.Weights) -> None:
