@@ -177,24 +177,41 @@ def test_the_server_listens_on_its_own_address_and_sites_on_loopback_alone(machi
     assert {ip for site in ("a", "b") for ip, _ in listening(site)} <= {"127.0.0.1"}
 
 
-def test_a_site_whose_process_is_killed_comes_back(machines):
-    (client,) = _clients(machines, "a")
-    client.kill()
-
-    processes.wait_until(
-        lambda: [each.pid for each in _clients(machines, "a")] not in ([], [client.pid]), what="a", timeout_s=30
-    )
+def test_after_a_server_that_was_killed_sites_are_selected_by_what_its_kit_knows(machines):
+    """Sites go on without registering again, so a server that is started anew was told no labels."""
+    _kill(machines, "server", "bound_server")
     machines.wait_for("a", "b")
-    assert "ended with code 137; it is started again in 1 s" in (machines.logs / "a.log").read_text()
+
+    told = training("again", sites=["region=eu"], max_rounds=1).execute(federated_task.context("again"))
+
+    assert [done.asked for done in FederatedHook().runs.directory(told["run_id"]).state().rounds] == [("a",)]
 
 
-def _clients(machines: Machines, name: str) -> list[psutil.Process]:
-    """The site's NVFlare process itself: not a guard of it, whose command line it is a part of."""
-    return [
-        each
-        for each in machines.tree(name)
-        if "nvflare.private.fed.app.client.client_train" in (words := _words(each)) and "--grace" not in words
-    ]
+def test_a_site_whose_process_is_killed_comes_back(machines):
+    _kill(machines, "a", "client_train")
+
+    machines.wait_for("a", "b")
+
+
+def _kill(machines: Machines, name: str, program: str) -> None:
+    """Kill NVFlare's process of a participant, and wait for its successor."""
+    (victim,) = _running(machines, name, program)
+    victim.kill()
+    processes.wait_until(
+        lambda: [each.pid for each in _running(machines, name, program)] not in ([], [victim.pid]),
+        what=name, timeout_s=30,
+    )  # fmt: skip
+    assert "ended with code 137; it is started again in 1 s" in (machines.logs / f"{name}.log").read_text()
+
+
+def _running(machines: Machines, name: str, program: str) -> list[psutil.Process]:
+    """NVFlare's process itself, and not the guards of it, whose command lines hold its own."""
+
+    def is_it(process: psutil.Process) -> bool:
+        words = _words(process)
+        return "--grace" not in words and any(word.endswith(f".{program}") for word in words)
+
+    return [process for process in machines.tree(name) if is_it(process)]
 
 
 def _words(process: psutil.Process) -> list[str]:

@@ -131,6 +131,22 @@ def test_new_labels_change_the_site_and_what_the_server_knows_but_no_certificate
     assert (copy / "kits" / "127.0.0.1" / "storage").is_dir()
 
 
+def test_a_site_that_is_added_to_an_encrypted_federation_gets_the_common_key(tmp_path):
+    tenseal = pytest.importorskip("tenseal")
+    secret = replace(BOTH, encrypted=True)
+    kits.provision(secret, tmp_path / "out")
+
+    done = kits.provision(replace(secret, sites=(*BOTH.sites, roster.SiteEntry(name="c"))), tmp_path / "out")
+
+    def context(name: str, role: str):
+        return tenseal.context_from((done.kits / name / "startup" / f"{role}_context.tenseal").read_bytes())
+
+    assert done.made == ("c",)
+    sealed = tenseal.ckks_vector(context("a", "client"), [1.0, 2.0]).serialize()
+    assert tenseal.ckks_vector_from(context("c", "client"), sealed).decrypt() == pytest.approx([1.0, 2.0], abs=1e-4)
+    assert not context("127.0.0.1", "server").has_secret_key()
+
+
 def test_a_certificate_is_renewed_on_demand(copy):
     before = {name: (copy / "kits" / name / "startup" / "client.crt").read_bytes() for name in "ab"}
 
