@@ -103,7 +103,7 @@ def provision(roster: Roster, directory: Path, *, renew: Sequence[str] = ()) -> 
     stale = [
         name for name, told in wanted.items() if name in renew or known.get(name) != told or not _whole(kits / name)
     ]
-    with _private():
+    with private():
         directory.mkdir(parents=True, exist_ok=True)
         (directory / "runs").mkdir(exist_ok=True)
         if stale:
@@ -251,8 +251,8 @@ def _whole(kit: Path) -> bool:
 
 
 @contextlib.contextmanager
-def _private() -> Iterator[None]:
-    """Whatever is written belongs to its owner alone, what NVFlare writes too."""
+def private() -> Iterator[None]:
+    """Whatever this process writes meanwhile belongs to its owner alone, what libraries write too."""
     before = os.umask(0o077)
     try:
         yield

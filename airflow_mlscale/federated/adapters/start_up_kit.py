@@ -20,7 +20,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated.adapters.kits import OWN, PARTS
+from airflow_mlscale.federated.adapters.kits import OWN, PARTS, private
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +87,10 @@ def unpack(archive: Path, below: Path) -> Path:
         told.unlink(missing_ok=True)
         for part in PARTS:
             shutil.rmtree(target / part, ignore_errors=True)
-        below.mkdir(parents=True, exist_ok=True, mode=0o700)
-        content.extractall(below)
-        for path in (target, *target.rglob("*")):
-            path.chmod(0o700 if path.is_dir() else 0o600)
-        told.write_text(digest)
+        with private():
+            (target / "transfer").mkdir(parents=True, exist_ok=True)  # where NVFlare looks for files to send
+            content.extractall(below)
+            told.write_text(digest)
     return target
 
 
