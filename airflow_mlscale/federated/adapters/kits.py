@@ -105,7 +105,8 @@ def provision(roster: Roster, directory: Path, *, renew: Sequence[str] = ()) -> 
     ]
     with private():
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "runs").mkdir(exist_ok=True)
+        if roster.server.run_store is None:
+            (directory / "runs").mkdir(exist_ok=True)
         if stale:
             _make(roster, directory, stale, wanted, renew)
         _write(directory / "federation.json", {"roster": roster.to_json(), "kits": {**known, **wanted}})
