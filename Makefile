@@ -6,7 +6,7 @@ READY := .venv/.ready
 export PYTHONDONTWRITEBYTECODE=
 export NO_MKDOCS_2_WARNING=1
 
-.PHONY: help setup demo test test-all check format docs bench-deadline bench-deadline-full bench-deadline-sim clean
+.PHONY: help setup demo test test-all check format docs bench-deadline bench-deadline-full bench-deadline-sim bench-federated clean
 
 help: ## show this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 28
@@ -48,6 +48,9 @@ bench-deadline-full: $(READY) ## the same with everything: hours; BENCH_ARGS=--r
 
 bench-deadline-sim: $(READY) ## simulate a thousand applications under the real policies (BENCH_ARGS for other conditions)
 	$(BIN)/python -m benchmarks.deadline_sim --out . $(or $(BENCH_ARGS),--seeds 1000 --only 'ours_*/warm/1.2' 'paper/warm/1.2')
+
+bench-federated: $(READY) ## simulated federations under our controller, its rivals and a grid of fixed settings
+	$(BIN)/python -m benchmarks.federated --out . $(BENCH_ARGS)
 
 clean: ## remove what the other targets made
 	rm -rf .venv site demo-report .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -86,10 +86,18 @@ def plan(run: RunSettings, seen: policy.Seen) -> policy.RoundPlan:
 
 
 def pressure(seen: policy.Seen) -> float:
-    """Rounds that are needed, with a margin, ÷ rounds that the limits allow; 0 while nothing is predicted."""
-    if seen.forecast is None or not seen.forecast.limit:
+    """Rounds that are needed, with a margin, ÷ rounds that the limits allow; 0 while nothing is predicted.
+
+    A young run that does not show yet whether it will arrive at all is judged by the best that it may do.
+    """
+    told = seen.forecast
+    if told is None or not told.limit:
         return 0.0
-    return min(10.0, MARGIN * seen.forecast.rounds.middle / max(1.0, seen.forecast.rounds_to_limit))
+    young = not told.mature
+    needed = told.rounds.low if young and told.rounds.middle == inf else told.rounds.middle
+    if young and needed == inf:
+        return 0.0
+    return min(10.0, MARGIN * needed / max(1.0, told.rounds_to_limit))
 
 
 def cohort_size(run: RunSettings, sites: int) -> int:

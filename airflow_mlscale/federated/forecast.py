@@ -49,9 +49,14 @@ class Forecast:
 
     @property
     def hopeless(self) -> bool:
-        """Whether the target looks out of reach, and enough was seen to say so: curves begin slowly."""
+        """Whether the target looks out of reach, and enough was seen to say so."""
+        return self.chance < HOPELESS and self.mature
+
+    @property
+    def mature(self) -> bool:
+        """Whether enough was seen to judge a run by: curves begin slowly."""
         spent = self.done / (self.done + self.rounds_to_limit) if self.done else 0.0
-        return self.chance < HOPELESS and (self.done >= SURE_ROUNDS or spent >= SURE_SHARE)
+        return self.done >= SURE_ROUNDS or spent >= SURE_SHARE
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object; null stands for infinite."""

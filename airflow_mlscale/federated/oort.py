@@ -9,6 +9,7 @@ that rises with each round without a new best value.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import ceil, log, sqrt
 
 from airflow_mlscale.federated import policy, static
@@ -39,7 +40,7 @@ def plan(run: RunSettings, seen: policy.Seen) -> policy.RoundPlan:
     return policy.plan(run, seen, {site.name: epochs for site in chosen}, enough=min(wanted, len(chosen)))
 
 
-def _utilities(known: list[Site], epochs: int, seen: policy.Seen):  # type: ignore[no-untyped-def]
+def _utilities(known: list[Site], epochs: int, seen: policy.Seen) -> Callable[[Site], float]:
     times = sorted(site.expected_s(epochs) or 0.0 for site in known)
     idle = seen.state.rounds[-1].number - seen.state.best_round if seen.state.rounds else 0
     preferred_s = _at(times, PREFERRED_QUANTILE + PACE * idle)

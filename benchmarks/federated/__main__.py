@@ -26,8 +26,13 @@ def main() -> None:
     begun = time.monotonic()
     seeds = range(args.first, args.first + args.seeds)
     one = functools.partial(cases.rows, wanted=wanted)
+    rows = report.read_rows(args.rows) if args.rows else []
+    left = [seed for seed in seeds if seed not in {row.seed for row in rows}]
     with ProcessPoolExecutor(args.jobs) as pool:
-        rows = [row for found in pool.map(one, seeds) for row in found]
+        for found in pool.map(one, left):
+            rows += found
+            if args.rows:
+                report.append_rows(args.rows, found)
     console = Console() if Console().is_terminal else Console(width=160)
     report.show(console, rows)
     console.print(f"{len(rows)} rows of {args.seeds} seeds from {args.first} in {time.monotonic() - begun:.0f} s")
@@ -46,6 +51,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="SYSTEM/DATA/KIND", help="such as 'ours_*/digits' or 'fedavg*'"
     )
+    parser.add_argument("--rows", type=Path, help="keep rows in this file as they come, and skip seeds that are in it")
     parser.add_argument("--out", type=Path, help="write JSON, table and picture below this folder, such as .")
     return parser.parse_args()
 

@@ -150,6 +150,17 @@ def show(console: Console, rows: Sequence[cases.Row]) -> None:
         console.print(line, highlight=False)
 
 
+def read_rows(path: Path) -> list[cases.Row]:
+    """Rows that an earlier session kept."""
+    return [cases.Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def append_rows(path: Path, rows: Sequence[cases.Row]) -> None:
+    """Keep the rows of one seed."""
+    with path.open("a") as file:
+        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+
+
 def write(path: Path, rows: Sequence[cases.Row], about: Mapping[str, Any]) -> None:
     """All rows and the summaries; written whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
