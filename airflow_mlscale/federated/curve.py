@@ -48,7 +48,7 @@ EPOCH_GAIN, COHORT_GAIN = 0.35, 0.35
 def effort(*, epochs: float, answers: int, sites: int) -> float:
     """Effective work of a round: 1 for one epoch on a quarter of the sites; more of either helps ever less."""
     share = answers / max(1.0, sites / 4)
-    return max(1.0, epochs) ** EPOCH_GAIN * min(share, 1.5) ** COHORT_GAIN if answers else 0.0
+    return float(max(1.0, epochs) ** EPOCH_GAIN * min(share, 1.5) ** COHORT_GAIN) if answers else 0.0
 
 
 def error_of(metric: Metric, value: float) -> float:
@@ -148,7 +148,8 @@ def fit(metric: Metric, values: Sequence[float], efforts: Sequence[float]) -> Cu
     Returns:
         None with fewer than `LEAST_ROUNDS` usable rounds.
     """
-    x, points = 0.0, []
+    x = 0.0
+    points: list[tuple[float, float]] = []
     for value, done in zip(values, efforts, strict=True):
         x += done
         if isfinite(value):

@@ -126,7 +126,7 @@ class RunSettings:
     """Who plans the rounds, one of `POLICIES`."""
     objective: str = "cost"
     """What the adaptive policy saves while it keeps the limits: ``cost`` (the sites' time) or ``time``."""
-    max_local_epochs: int = 20
+    max_local_epochs: int = 10
     """Most local epochs that a policy may choose."""
     late_answers: bool = True
     """Average answers that come after their round has closed into the round in which they come, with less weight the

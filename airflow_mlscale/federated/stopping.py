@@ -126,8 +126,6 @@ class Condition:
     """Rounds without progress, for `STALLED`."""
 
     def __post_init__(self) -> None:
-        checks.one_of(self.awaited, "awaited", [str(each) for each in Awaited])
-        object.__setattr__(self, "awaited", Awaited(self.awaited))
         checks.whole(self.rounds, "rounds", 1)
 
     @classmethod

@@ -120,7 +120,7 @@ class FederatedTrainingOperator(BaseOperator):
         cohort: int | None = None,
         over_selection: float = 1.25,
         local_epochs: int | None = None,
-        max_local_epochs: int = 20,
+        max_local_epochs: int = 10,
         policy: str = "adaptive",
         objective: str = "cost",
         budget: Budget = NO_BUDGET,

@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import model, stopping
+from airflow_mlscale.federated import checks, model, stopping
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
@@ -105,17 +105,14 @@ class FederatedAccuracySensor(BaseSensorOperator):
 
 def _condition(awaited: str, at_least: float | None, metric: str, in_a_row: int, rounds: int) -> stopping.Condition:
     """The condition of a sensor's arguments; refuses those that do not belong together."""
-    wants_value = awaited == stopping.Awaited.AT_LEAST
-    if wants_value:
+    checks.one_of(awaited, "awaited", [str(each) for each in stopping.Awaited])
+    kind = stopping.Awaited(awaited)
+    if kind == stopping.Awaited.AT_LEAST:
         model.check_value("at_least", metric, at_least)
     elif at_least is not None:
         raise errors.InvalidInputError("at_least", at_least, f"leave it out: this sensor waits for {awaited!r}")
-    value = at_least if wants_value and at_least is not None else _ANY
-    return stopping.Condition(
-        awaited=awaited,
-        quality=model.Quality(metric, value, in_a_row=in_a_row),
-        rounds=rounds,  # type: ignore[arg-type]
-    )
+    value = _ANY if at_least is None else at_least
+    return stopping.Condition(awaited=kind, quality=model.Quality(metric, value, in_a_row=in_a_row), rounds=rounds)
 
 
 _ANY = 1.0

@@ -53,7 +53,7 @@ SYSTEMS: Mapping[str, System] = {
     "oort_K5_E2": _fixed("oort", 5, 2),
     "oort_K10_E5": _fixed("oort", 10, 5),
     **{
-        name: _fixed(name, 10, 5, max_rounds=60)
+        name: _fixed(name, 10, 5, max_rounds=60, max_local_epochs=20)
         for name in ("linear_rounds", "linear_network", "quadratic_rounds", "quadratic_network")
     },
     # What each part is worth: not rivals.
