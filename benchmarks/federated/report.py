@@ -118,10 +118,16 @@ def verdicts(rows: Sequence[cases.Row]) -> list[str]:
             f"{alarms} false alarms"
         )
         if best := best_static(summaries(mine)):
-            theirs = [row for row in mine if row.system == best.system]
-            wall, node = (paired(_by_seed(ours, name), _by_seed(theirs, name)) for name in ("wall_s", "node_s"))
-            told.append(f"    best fixed setting {best.system} met {best.met}: ours ÷ it, wall {wall}, node-s {node}")
+            told.append(f"    best fixed setting {best.system} met {best.met}: {_compared(ours, mine, best.system)}")
+        if any(row.system == BASELINE for row in mine):
+            told.append(f"    {BASELINE}: {_compared(ours, mine, BASELINE)}")
     return told
+
+
+def _compared(ours: Sequence[cases.Row], rows: Sequence[cases.Row], system: str) -> str:
+    theirs = [row for row in rows if row.system == system]
+    wall, node = (paired(_by_seed(ours, name), _by_seed(theirs, name)) for name in ("wall_s", "node_s"))
+    return f"ours ÷ it, wall {wall}, node-s {node}"
 
 
 _HEAD = ("system", "met", "rounds", "wall s", "node-s", "compute s", "wall ÷ FedAvg", "node-s ÷ FedAvg", "infeasible")
