@@ -51,6 +51,8 @@ class SegmentController:
     _last_round_s: float | None = field(init=False, default=None)
     _trained: Sequence[bool] = field(init=False, default=())
     _memory: ports.Weights = field(init=False, default=())
+    _back_at: int = field(init=False, default=0)
+    """Rounds that were done when the run last went back to its best model."""
     _sent: dict[int, ports.Weights] = field(init=False, default_factory=dict)
     """What the sites were given in the last rounds."""
 
@@ -128,11 +130,24 @@ class SegmentController:
         state = stopping.with_forecast(state, self._forecast)
         if self.run.privacy is not None:
             state = replace(state, epsilon=privacy.spent(self.run.privacy, state.rounds).epsilon)
+        weights = self._brought_back(state, weights)
         self._save(state, weights)
         done = state.rounds[-1]
         counts = f"{len(done.answered)} of {len(done.asked)} sites, {done.seconds:.1f} s"
         log.info("round %d: %s %.4f, %s; %s", done.number, state.metric, done.value, counts, plan.reason)
         return replace(state, updated_at=self.now()), weights, None
+
+    def _brought_back(self, state: model.RunState, weights: ports.Weights) -> ports.Weights:
+        """The weights to go on from: those of the best round, without momentum, if the run has gone astray."""
+        if self.run.server_optimiser.plain or state.best_round == state.rounds[-1].number:
+            return weights
+        if not stopping.astray(self.run.target, state.values[self._back_at :]):
+            return weights
+        log.warning(
+            "run %s went astray at %s %s; back to round %d", state.run_id, state.metric, state.value, state.best_round
+        )
+        self._memory, self._back_at = (), len(state.rounds)
+        return self.store.best_weights(state)
 
     def _seen(self, state: model.RunState) -> policy.Seen:
         return policy.Seen(

@@ -52,7 +52,9 @@ def effort(*, epochs: float, answers: int, sites: int) -> float:
 
 
 def error_of(metric: Metric, value: float) -> float:
-    """Distance of a value from the best that its metric can have; not negative."""
+    """Distance of a value from the best that its metric can have; not negative, infinite for what is no number."""
+    if not isfinite(value):
+        return inf
     return max(0.0, metric.most - value) if metric.higher_is_better else max(0.0, value - metric.least)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from math import isfinite
 from typing import Any
 
 from airflow_mlscale import errors
@@ -20,6 +21,10 @@ LEAST_GAIN = 0.01
 """Part of the error that has to go for a round to count as progress."""
 DOUBTS = 2
 """Forecasts in a row without hope before a run is called infeasible: one can be bad luck."""
+
+
+ASTRAY_ROUNDS, ASTRAY_RATIO = 3, 2.0
+"""Rounds in a row with an error so many times the best one, after which a run goes back to its best model."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,22 @@ def stalled(target: model.Quality, values: Sequence[float], rounds: int) -> bool
     before = min(curve.error_of(metric, value) for value in values[:-rounds])
     since = min(curve.error_of(metric, value) for value in values[-rounds:])
     return since > before * (1 - LEAST_GAIN)
+
+
+def astray(target: model.Quality, values: Sequence[float]) -> bool:
+    """Whether the model has left a good one behind: it is no number any more, or has been much worse for a while.
+
+    A server momentum can carry a model away, and sites cannot train what is not finite.
+    """
+    finite = [value for value in values if isfinite(value)]
+    if not finite or not values:
+        return False
+    if not isfinite(values[-1]):
+        return True
+    metric = model.METRICS[target.metric]
+    best = min(curve.error_of(metric, value) for value in finite)
+    last = values[-ASTRAY_ROUNDS:]
+    return len(values) > ASTRAY_ROUNDS and all(curve.error_of(metric, value) > ASTRAY_RATIO * best for value in last)
 
 
 class Awaited(StrEnum):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import controller, model
+from airflow_mlscale.federated import combination, controller, model
 from airflow_mlscale.federated.adapters import run_directory
 from tests.fakes import federated
 
@@ -125,6 +125,26 @@ def test_the_best_round_is_exported_not_the_last(tmp_path):
     state = segment(tmp_path, sites=federated.Sites(play=fixed), evaluator=evaluator, max_rounds=3).play()
     assert (state.status, state.best_round, state.best_value) == (model.Status.LIMIT, 2, 0.8)
     assert evaluator.exported == [0.8]
+
+
+class Recording(federated.Sites):
+    """Sites that remember what they were sent and answer with what the test says."""
+
+    values = (0.8, 0.1, 0.1, 0.1, 0.85, 0.95, 0.95)
+
+    def train(self, plan, weights):
+        self.sent = [*getattr(self, "sent", []), float(weights[0][0])]
+        answer = [federated.np.array([self.values[plan.number - 1]], "float32")]
+        return [model.SiteAnswer(site=site, samples=1, weights=answer) for site in plan.asked]
+
+
+def test_a_run_that_goes_astray_goes_on_from_its_best_model_without_momentum(tmp_path):
+    sites = Recording()
+    follow = combination.ServerOptimiser(name="fedavgm", momentum=0.0, averaging=0.0, learning_rate=1.0)
+    state = segment(tmp_path, sites=sites, server_optimiser=follow).play()
+    assert state.status == model.Status.REACHED
+    # three rounds at 0.1, an error of 0.9 against 0.2: the fifth round begins at the first one's weights
+    assert sites.sent == pytest.approx([0.0, 0.8, 0.1, 0.1, 0.8, 0.85, 0.95])
 
 
 def test_weights_of_superseded_rounds_are_forgotten(tmp_path):

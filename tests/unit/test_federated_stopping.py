@@ -48,11 +48,30 @@ def test_a_run_without_progress_stalls():
     assert stopping.verdict(federated.settings(stall_rounds=None), state(*values), now=0).status == model.Status.RUNNING
 
 
+def test_what_is_no_number_is_no_progress():
+    assert stopping.stalled(model.Quality("accuracy", 0.9), [0.5, float("nan"), 0.5], 2)
+
+
 def test_little_is_no_progress_and_much_is_some():
     target = model.Quality("accuracy", 0.9)
     assert stopping.stalled(target, [0.5, 0.504], 1)  # 0.496 > 0.5 · 0.99
     assert not stopping.stalled(target, [0.5, 0.506], 1)  # 0.494 < 0.495
     assert not stopping.stalled(model.Quality("loss", 0.1), [0.5, 0.49], 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([0.9, 0.79, 0.79, 0.79], True),  # 0.21 > 2 · 0.1
+        ([0.9, 0.79, 0.81, 0.79], False),
+        ([0.9, 0.79, 0.79], False),
+        ([0.9, float("nan")], True),
+        ([float("nan")], False),  # there is nothing to go back to
+        ([], False),
+    ],
+)
+def test_a_run_goes_astray(values, expected):
+    assert expected == stopping.astray(model.Quality("accuracy", 0.95), values)
 
 
 def hopeless(chance: float = 0.01) -> forecast.Forecast:
