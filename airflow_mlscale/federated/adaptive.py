@@ -14,6 +14,8 @@ there:
 * **Over-selection** by reliability: enough sites are asked for K answers on average, more in a hurry.
 * **Waiting.** For all until the slowest is overdue; once `SUFFICIENT` of them have answered, for the rest only a part
   of the time so far: one answer of K is worth about 1/K of a round.
+* **Struggle.** A run that found no better model for a while gets up to twice the cohort and the epochs: what keeps it
+  from its target then is the noise of small rounds.
 * **Hurry** is the objective ``time``, or a limit that the forecast does not clear with `MARGIN`.
 """
 
@@ -41,6 +43,8 @@ SUFFICIENT = 0.8
 """Part of the expected answers after which stragglers only get a grace time."""
 MARGIN = 1.3
 """Predicted ÷ allowed, above which a run hurries."""
+PATIENT_ROUNDS, STRUGGLING_ROUNDS = 8, 16
+"""After so many rounds without a better model the effort of a round grows, to twice itself after so many more."""
 SLOW = 2.0
 """Sites whose round lasts longer than so many typical ones train fewer epochs, if they can."""
 HURRIED_EPOCHS = 2
@@ -66,7 +70,7 @@ def plan(run: RunSettings, seen: policy.Seen) -> policy.RoundPlan:
     hurry = run.objective == "time" or pressure(seen) > 1
     epochs = round_epochs(run, seen)
     lively = _rested(run, seen)
-    wanted = cohort_size(run, len(seen.sites))
+    wanted = cohort_size(run, len(seen.sites), struggle(seen))
     times = durations(lively, epochs)
     chosen = choose(lively, times, wanted=wanted, hurry=hurry, seen=seen, run=run)
     chosen = _filled(run, chosen, lively, seen)
@@ -100,11 +104,17 @@ def pressure(seen: policy.Seen) -> float:
     return min(10.0, MARGIN * needed / max(1.0, told.rounds_to_limit))
 
 
-def cohort_size(run: RunSettings, sites: int) -> int:
+def struggle(seen: policy.Seen) -> float:
+    """From 1 to 2: how much more a round has to do than usual."""
+    idle = len(seen.state.rounds) - seen.state.best_round
+    return 1 + min(1.0, max(0, idle - PATIENT_ROUNDS) / STRUGGLING_ROUNDS)
+
+
+def cohort_size(run: RunSettings, sites: int, effort: float = 1.0) -> int:
     """Answers that a round wants."""
     if run.cohort is not None:
         return min(run.cohort, sites)
-    return min(sites, max(run.min_nodes, LEAST_COHORT, ceil(COHORT_SHARE * sites)))
+    return min(sites, max(run.min_nodes, LEAST_COHORT, ceil(COHORT_SHARE * sites * effort)))
 
 
 def round_epochs(run: RunSettings, seen: policy.Seen) -> int:
@@ -118,7 +128,7 @@ def round_epochs(run: RunSettings, seen: policy.Seen) -> int:
     best = GAMMA / (1 - GAMMA) * ratio
     if seen.forecast is not None and seen.forecast.limit == "max_rounds":
         best = max(1.0, best) * min(4.0, max(1.0, pressure(seen)) ** (1 / GAMMA))
-    return max(1, min(run.max_local_epochs, round(best)))
+    return max(1, min(run.max_local_epochs, round(max(1.0, best) * struggle(seen))))
 
 
 def durations(sites: Sequence[Site], epochs: int) -> dict[str, float]:

@@ -23,6 +23,8 @@ DOUBTS = 2
 """Forecasts in a row without hope before a run is called infeasible: one can be bad luck."""
 
 
+HOPEFUL = 0.5
+"""Above this chance a standstill is borne: a target just above the noise takes many tries."""
 ASTRAY_ROUNDS, ASTRAY_RATIO = 3, 2.0
 """Rounds in a row with an error so many times the best one, after which a run goes back to its best model."""
 
@@ -58,7 +60,8 @@ def verdict(run: RunSettings, state: model.RunState, *, now: float, seen: Foreca
         if not state.rounds:
             return Verdict(model.Status.FAILED, f"{limit} before the first round was complete")
         return Verdict(model.Status.LIMIT, f"{limit} at {state.metric} {state.value:.4f}")
-    if run.stall_rounds is not None and stalled(run.target, state.values, run.stall_rounds):
+    hopeful = seen is not None and seen.chance > HOPEFUL
+    if run.stall_rounds is not None and not hopeful and stalled(run.target, state.values, run.stall_rounds):
         told = f"no progress in {run.stall_rounds} rounds, best {state.metric} {state.best_value:.4f}"
         return Verdict(model.Status.STALLED, told)
     if run.on_infeasible == "stop" and seen is not None and state.doubts >= DOUBTS:

@@ -20,7 +20,9 @@ def site(name: str, *, overhead_s: float = 4.0, epoch_s: float = 4.0, **changes)
 
 def plan(*known: Site, number: int = 9, predicted=None, **changes) -> policy.RoundPlan:
     run = federated.settings(**{"policy": "adaptive", "max_rounds": 100, **changes})
-    seen = federated.seen(values=[0.5] * (number - 1), last_round_s=10.0, sites=known, forecast=predicted)
+    seen = federated.seen(
+        values=[i / 1000 for i in range(1, number)], last_round_s=10.0, sites=known, forecast=predicted
+    )
     return policies.plan_round(run, seen)
 
 
@@ -40,6 +42,15 @@ def test_a_quarter_of_the_sites_is_asked_and_never_fewer_than_a_few():
     assert len(plan(*TWENTY[:6]).asked) == 3
     assert len(plan(*TWENTY[:2]).asked) == 2
     assert len(plan(*TWENTY, cohort=8).asked) == 8
+
+
+def test_a_run_that_struggles_gets_more_of_both():
+    seen = federated.seen(values=[0.5, 0.6, *[0.55] * 24], last_round_s=10.0, sites=TWENTY)
+    assert adaptive.struggle(seen) == 2.0  # 24 rounds since the best one: 8 of patience and 16 more
+    struggling = policies.plan_round(federated.settings(policy="adaptive", max_rounds=100), seen)
+    assert len(struggling.asked) == 10  # twice 20 / 4
+    assert set(struggling.local_epochs.values()) == {2}
+    assert adaptive.struggle(federated.seen(values=[0.5, 0.6, *[0.55] * 8], sites=TWENTY)) == 1.0
 
 
 def test_sites_are_visited_in_turn():
