@@ -52,40 +52,47 @@ class Learner:
     ) -> simulation.Trained:
         """Weights after so many epochs, the mean loss of the last, and the RMS loss of the first epoch's samples."""
         x, y = self.federation.sites[site]
+        wanted = np.eye(self.federation.classes, dtype="f4")[y]
         draw = np.random.default_rng([self.seed, number, zlib.crc32(site.encode())])
-        w1, b1, w2, b2 = (w.copy() for w in weights)
-        utility = last = 0.0
+        net = [w.copy() for w in weights]
+        first = last = np.zeros(0)
         for epoch in range(epochs):
-            losses = 0.0
-            squares = 0.0
             order = draw.permutation(len(y))
-            for begin in range(0, len(y), batch_size):
-                rows = order[begin : begin + batch_size]
-                xs, ys = x[rows], y[rows]
-                hidden = xs @ w1 + b1
-                active = np.maximum(hidden, 0)
-                scores = active @ w2 + b2
-                scores -= scores.max(1, keepdims=True)
-                np.exp(scores, out=scores)
-                scores /= scores.sum(1, keepdims=True)
-                each = -np.log(np.maximum(scores[np.arange(len(ys)), ys], 1e-12))
-                losses += float(each.sum())
-                squares += float((each * each).sum())
-                scores[np.arange(len(ys)), ys] -= 1
-                scores /= len(ys)
-                back = scores @ w2.T
-                back[hidden <= 0] = 0
-                pulls = [(w, s) for w, s in zip((w1, b1, w2, b2), weights, strict=True)] if self.proximal else []
-                for w, sent in pulls:
-                    w -= self.rate * self.proximal * (w - sent)
-                w2 -= self.rate * (active.T @ scores)
-                b2 -= self.rate * scores.sum(0)
-                w1 -= self.rate * (xs.T @ back)
-                b1 -= self.rate * back.sum(0)
-            last = losses / len(y)
-            if epoch == 0:
-                utility = (squares / len(y)) ** 0.5
-        return simulation.Trained([w1, b1, w2, b2], samples=len(y), loss=last, first_loss=utility)
+            seen = self._epoch(net, x[order], wanted[order], batch_size, weights)
+            first, last = (seen, seen) if epoch == 0 else (first, seen)
+        first_loss = float(np.sqrt(np.mean(np.square(first))))
+        return simulation.Trained(net, samples=len(y), loss=float(np.mean(last)), first_loss=first_loss)
+
+    def _epoch(
+        self, net: list[Array], x: Array, wanted: Array, batch_size: int, sent: Sequence[Array]
+    ) -> NDArray[np.float64]:
+        """One pass over shuffled samples, in place; returns each sample's loss before its step."""
+        w1, b1, w2, b2 = net
+        right = np.empty(len(x), "f4")
+        for begin in range(0, len(x), batch_size):
+            part = slice(begin, begin + batch_size)
+            xs, ys = x[part], wanted[part]
+            hidden = xs @ w1
+            hidden += b1
+            np.maximum(hidden, 0, out=hidden)
+            scores = hidden @ w2
+            scores += b2
+            scores -= scores.max(1, keepdims=True)
+            np.exp(scores, out=scores)
+            scores /= scores.sum(1, keepdims=True)
+            np.einsum("ij,ij->i", scores, ys, out=right[part])
+            scores -= ys
+            scores *= self.rate / len(xs)
+            back = scores @ w2.T
+            back *= hidden > 0
+            if self.proximal:
+                for w, was in zip(net, sent, strict=True):
+                    w -= self.rate * self.proximal * (w - was)
+            w2 -= hidden.T @ scores
+            b2 -= scores.sum(0)
+            w1 -= xs.T @ back
+            b1 -= back.sum(0)
+        return -np.log(np.maximum(right, 1e-12))
 
     def evaluate(self, weights: Sequence[Array]) -> Mapping[str, float]:
         """Accuracy and loss on the held-out data."""
