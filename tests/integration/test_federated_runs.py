@@ -122,7 +122,8 @@ def _check_signature(path: Path) -> None:
 
 def test_a_killed_site_blocks_nothing_and_a_killed_server_job_goes_on_at_the_last_complete_round(federation):
     context = federated_task.context("dies")
-    operator = training("dies", target=Quality("accuracy", 1.0), max_rounds=20, on_limit="return_best", min_nodes=2)
+    endless = {"target": Quality("accuracy", 1.0), "on_infeasible": "go_on", "on_limit": "return_best"}
+    operator = training("dies", **endless, max_rounds=20, min_nodes=2)
     with ThreadPoolExecutor(1) as worker:
         result = worker.submit(operator.execute, context)
         runs = FederatedHook().runs
@@ -158,7 +159,8 @@ def test_a_killed_site_blocks_nothing_and_a_killed_server_job_goes_on_at_the_las
 def test_a_killed_job_process_of_one_site_does_not_end_the_run(federation):
     """NVFlare fails the whole job for it, although the quorum would hold."""
     context = federated_task.context("one")
-    operator = training("one", target=Quality("accuracy", 1.0), max_rounds=12, on_limit="return_best")
+    endless = {"target": Quality("accuracy", 1.0), "on_infeasible": "go_on", "on_limit": "return_best"}
+    operator = training("one", **endless, max_rounds=12)
     with ThreadPoolExecutor(1) as worker:
         result = worker.submit(operator.execute, context)
         runs = FederatedHook().runs
@@ -238,7 +240,7 @@ async def _first_event(trigger: BaseTrigger):
 
 def test_a_killed_task_ends_its_run(federation):
     context = federated_task.context("killed")
-    operator = training("killed", target=Quality("accuracy", 1.0), max_rounds=5000)
+    operator = training("killed", target=Quality("accuracy", 1.0), on_infeasible="go_on", max_rounds=5000)
     ended = threading.Event()
     with ThreadPoolExecutor(1) as worker:
         result = worker.submit(operator.execute, context)
