@@ -48,6 +48,9 @@ class Ciphers:
     def train(self, plan, sent):
         return self.answers
 
+    def late(self):
+        return self.answers[:1]
+
     def stopped(self):
         return self.told_to_stop
 
@@ -136,6 +139,13 @@ def test_a_dead_revealer_is_covered_by_the_next(key):
     assert ciphers.asked == [("a", "b"), ("c",)]
     with pytest.raises(errors.TransientError, match=r"none of a, b, c decrypted the round's average"):
         revealed(Ciphers(key, answers, dead="abc"))
+
+
+def test_late_answers_are_heard_but_not_read(key):
+    from airflow_mlscale.federated.adapters import encryption
+
+    (late,) = encryption.RevealedSites(Ciphers(key, [answer(key, "a", 1.0)]), equal=False).late()
+    assert (late.site, late.weights) == ("a", ())
 
 
 def test_a_run_that_is_told_to_stop_does_not_fail_for_want_of_a_revealer(key):

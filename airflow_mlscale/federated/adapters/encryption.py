@@ -91,6 +91,10 @@ class RevealedSites:
     def late(self) -> list[model.SiteAnswer]:
         return self._sites.late()  # type: ignore[no-any-return]
 
+    def late(self) -> list[model.SiteAnswer]:
+        """How long they took; their weights stay unread, as the averages of their rounds are known without them."""
+        return [replace(answer, weights=()) for answer in self._sites.late()]
+
     def _reveal(self, encrypted: Any, sites: Sequence[str], like: ports.Weights) -> list[Any] | None:
         """The decrypted average; None if the run is told to stop meanwhile.
 

@@ -224,11 +224,11 @@ class NvflareSites:
 
     def _leave(self, task: Task, *, open_for_late: bool) -> None:
         """Cancel a task, at once or a few tasks later; whoever fetches it until then trains for an older round."""
-        if open_for_late and not self._stopped():
+        if open_for_late and not self.stopped():
             self._open.append(task)
         else:
             self._workflow.cancel_task(task, fl_ctx=self._fl_ctx)
-        while self._open and (len(self._open) > LATE_TASKS or self._stopped()):
+        while self._open and (len(self._open) > LATE_TASKS or self.stopped()):
             self._workflow.cancel_task(self._open.popleft(), fl_ctx=self._fl_ctx)
 
     def _judged(self, answer: model.SiteAnswer, sent: ports.Weights) -> model.SiteAnswer:
