@@ -89,9 +89,6 @@ class RevealedSites:
         return [answer if answer.error is not None else replace(answer, weights=seen) for answer in answers]
 
     def late(self) -> list[model.SiteAnswer]:
-        return self._sites.late()  # type: ignore[no-any-return]
-
-    def late(self) -> list[model.SiteAnswer]:
         """How long they took; their weights stay unread, as the averages of their rounds are known without them."""
         return [replace(answer, weights=()) for answer in self._sites.late()]
 
