@@ -40,8 +40,9 @@ def provisioned(tmp_path_factory):
 
 @pytest.fixture
 def copy(provisioned, tmp_path):
-    """The federation's directory, to be changed."""
+    """The federation's directory, to be changed; where it lies now is where the server's runs are."""
     shutil.copytree(provisioned.directory, tmp_path / "out")
+    assert kits.provision(BOTH, tmp_path / "out").made == ("127.0.0.1",)
     return tmp_path / "out"
 
 
