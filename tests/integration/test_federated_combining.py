@@ -57,6 +57,9 @@ def trained(task_id: str, **arguments) -> tuple[dict, model.RunState]:
             "extra_modules": ("federated_blobs",),
             "target": Quality("accuracy", 0.93),
             "max_rounds": 20,
+            "policy": "over_selection",
+            "over_selection": 1.0,  # each round waits for every site
+            "on_infeasible": "go_on",
             "local_epochs": 2,
             "round_timeout": 20,
             "on_limit": "return_best",
