@@ -39,7 +39,7 @@ GAMMA = 0.35
 """Rounds to a quality fall with the local epochs to this power."""
 FIRST_EPOCHS = 2
 """While no speed is known."""
-SUFFICIENT = 0.8
+SUFFICIENT = 0.6
 """Part of the expected answers after which stragglers only get a grace time."""
 MARGIN = 1.3
 """Predicted ÷ allowed, above which a run hurries."""

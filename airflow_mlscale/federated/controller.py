@@ -239,7 +239,7 @@ class SegmentController:
         self._save(state)
         return state
 
-    def _end(self, state: model.RunState, decided: policy.Verdict) -> model.RunState:
+    def _end(self, state: model.RunState, decided: stopping.Verdict) -> model.RunState:
         reason = decided.reason
         if decided.status == model.Status.INTERRUPTED and state.reason:
             reason = f"{reason}; {state.reason}"

@@ -213,8 +213,8 @@ class Round:
         """A round from its JSON object; fields of a later version are ignored."""
         known = {f.name for f in fields(cls)}
         kept = {key: value for key, value in values.items() if key in known}
-        tuples = {name: tuple(kept[name]) for name in ("asked", "answered", "late") if name in kept}
-        return cls(**{**kept, **tuples})
+        kept |= {name: tuple(kept[name]) for name in ("asked", "answered", "late") if name in kept}
+        return cls(**kept)
 
 
 @dataclass(frozen=True, kw_only=True)

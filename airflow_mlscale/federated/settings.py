@@ -228,7 +228,7 @@ class RunSettings:
         known = {f.name for f in fields(cls)}
         kept = {name: value for name, value in values.items() if name in known}
         kept["target"] = Quality.from_json(values["target"])
-        kinds = {
+        kinds: dict[str, Any] = {
             "aggregation": Aggregation, "server_optimiser": ServerOptimiser, "privacy": Privacy, "budget": Budget,
         }  # fmt: skip
         for name, kind in kinds.items():

@@ -125,14 +125,14 @@ def test_nobody_waits_for_the_dead():
 
 
 def test_late_answers_are_averaged_in_and_show_that_a_site_is_slow():
-    sites = [*equal(8), SimulatedSite(name="slow", epoch_s=60.0, jitter=0.0)]
+    sites = [*equal(8), SimulatedSite(name="slow", epoch_s=12.0, jitter=0.0)]
     changes = {"policy": "over_selection", "target": 1e-9, "max_rounds": 60, "grace_fraction": 0.0}
     used = run(sites, stall_rounds=None, on_infeasible="go_on", **changes)
     late = [done for done in used.state.rounds if done.late]
     assert late
     assert all(done.late == ("slow",) for done in late)
     slow = next(site for site in used.state.sites if site.name == "slow")
-    assert slow.epoch_s == pytest.approx(60.0)
+    assert slow.epoch_s == pytest.approx(12.0)
     unused = run(sites, late_answers=False, stall_rounds=None, on_infeasible="go_on", **changes)
     assert not any(done.late for done in unused.state.rounds)
 
@@ -162,7 +162,7 @@ def test_an_error_of_the_users_code_is_an_answer():
 def test_a_federation_without_a_quorum_is_interrupted():
     seen = run(equal(3, answers=0.0), round_timeout_s=10.0, start_allowance_s=5.0)
     assert seen.state.status == model.Status.INTERRUPTED
-    assert seen.wall_s == pytest.approx(15 + 10 + 10 + 3)
+    assert seen.wall_s == pytest.approx(3 * (10 + 5 + 1))  # the sites may still be starting; 1 s on the server
 
 
 def test_a_target_out_of_reach_is_called_so_before_half_of_the_rounds():
