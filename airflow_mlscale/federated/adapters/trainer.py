@@ -6,6 +6,7 @@ folder. Runs where the data is; sends back weights, a sample count and timings, 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import time
@@ -124,8 +125,9 @@ def _limit_threads() -> None:
     import tensorflow as tf
 
     threads = environment.trainer_threads()
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(threads)
+    with contextlib.suppress(RuntimeError):  # a process that has used TensorFlow before has its number
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(threads)
 
 
 if __name__ == "__main__":
