@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import numpy as np
@@ -65,7 +66,7 @@ class Ciphers:
         for site in targets:
             if site in self.dead:
                 continue
-            arrived = fobs.loads(fobs.dumps(question))
+            arrived = fobs.loads(fobs.dumps(copy.deepcopy(question)))  # NVFlare copies what it broadcasts
             shown = encryption.Revealer().execute(
                 task_name, self._filter.process(arrived, self._context), self._context, None
             )

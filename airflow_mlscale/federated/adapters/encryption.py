@@ -126,8 +126,9 @@ def average(answers: Sequence[model.SiteAnswer], *, equal: bool) -> Any:
 
 
 def _question(encrypted: Any) -> Shareable:
+    """As bytes: NVFlare copies what it broadcasts, and a ciphertext without the secret key cannot be copied."""
     meta = {MetaKey.PROCESSED_KEYS: {NAME: True}, MetaKey.PROCESSED_ALGORITHM: "CKKS"}
-    return DXO(DataKind.WEIGHTS, data={NAME: encrypted}, meta=meta).to_shareable()
+    return DXO(DataKind.WEIGHTS, data={NAME: encrypted.serialize()}, meta=meta).to_shareable()
 
 
 def _plain(result: Shareable, like: ports.Weights) -> list[Any] | None:
