@@ -30,24 +30,24 @@ class Federation:
     classes: int
 
 
-def digits(seed: int) -> Federation:
-    """1797 handwritten digits (scikit-learn), 20 % held out, the rest over 20 sites by Dirichlet 0.3 per class."""
+def digits(seed: int, sites: int = SITES) -> Federation:
+    """1797 handwritten digits (scikit-learn), 20 % held out, the rest over the sites by Dirichlet 0.3 per class."""
     x, y = _digits()
     draw = np.random.default_rng([seed, 0])
     order = draw.permutation(len(y))
     cut = int(HELD_OUT * len(y))
     held, rest = order[:cut], order[cut:]
     while True:
-        parts: list[list[int]] = [[] for _ in range(SITES)]
+        parts: list[list[int]] = [[] for _ in range(sites)]
         for label in range(10):
             mine = rest[y[rest] == label]
-            shares = np.cumsum(draw.dirichlet([ALPHA] * SITES))[:-1]
+            shares = np.cumsum(draw.dirichlet([ALPHA] * sites))[:-1]
             for part, rows in zip(parts, np.split(mine, (shares * len(mine)).astype(int)), strict=True):
                 part.extend(int(row) for row in rows)
         if min(len(part) for part in parts) >= LEAST_SAMPLES:
             break
-    sites = {f"site-{i + 1:02d}": (x[part], y[part]) for i, part in enumerate(parts)}
-    return Federation(sites=sites, held_out=(x[held], y[held]), classes=10)
+    held_by = {f"site-{i + 1:02d}": (x[part], y[part]) for i, part in enumerate(parts)}
+    return Federation(sites=held_by, held_out=(x[held], y[held]), classes=10)
 
 
 @functools.cache

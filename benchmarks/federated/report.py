@@ -140,6 +140,15 @@ def _cells(each: Summary) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def show_rows(console: Console, rows: Sequence[cases.Row]) -> None:
+    """Single runs."""
+    table = Table("system", "seed", "status", "rounds", "wall s", "node-s", "compute s", "quality")
+    for row in rows:
+        told = (row.rounds, row.wall_s, row.node_s, row.compute_s, round(row.quality, 4))
+        table.add_row(row.system, str(row.seed), row.status, *(str(each) for each in told))
+    console.print(table)
+
+
 def show(console: Console, rows: Sequence[cases.Row]) -> None:
     """The tables."""
     for case in cases.CASES:
