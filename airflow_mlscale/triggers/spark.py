@@ -71,7 +71,7 @@ class DeadlineSparkTrigger(BaseTrigger):
         """Control until the end, with metrics and callbacks beside it; returns the event."""
         callees = [callbacks.Callee(**each) for each in self.on_outlook_change]
         herald = callbacks.Herald(callees, callbacks.identity(self.task_instance))
-        metrics = telemetry.in_triggerer(self.task_instance)
+        metrics = telemetry.in_triggerer(self.task_instance, follower.journal.records())
         async with (
             Aside(metrics, "Spark metrics", patience_s=1.0) as gauges,
             Aside(herald, "on_outlook_change", patience_s=callbacks.PATIENCE_S) as tell,
