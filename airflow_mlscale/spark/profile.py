@@ -28,7 +28,8 @@ _SAME_MOMENT_S = 0.005
 _READING_S = 0.5
 """Between two readings, mostly."""
 _LEAST_BOOKED = 0.5
-"""A stage cost at least so much of what its part of all run time would cost."""
+_MOST_BOOKED = 4.0
+"""A stage cost at least, and at most, so many times what its part of all run time would cost."""
 _LEAST_BUSY = 0.2
 _TELLING_RATIO = 1.2
 """Inputs must differ by so much before they say how the work grows with them."""
@@ -50,22 +51,19 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
     gaps, lead_s, tail_s = _gaps(
         list(stages.values()), submitted_at=submitted_at, stopped_at=stopped_at, ended_at=ended_at
     )
-    metered = sum(_tally(stage, ledger).core_s for stage in stages.values())
-    run_time_s = sum(stage.run_time_s for stage in stages.values())
-    # Readings are older than the meter: a short stage's use may have been booked to the stage before it.
-    least = _LEAST_BOOKED * metered / run_time_s if run_time_s > 0 else 0.0
+    costs = _costs(stages, ledger)
     order = _order(stages)
     profiles = tuple(
         StageProfile(
             key=key,
-            core_s=(core_s := _core_s(stage, ledger, least) if metered > 0 else stage.run_time_s),
+            core_s=costs[key],
             tasks=stage.tasks,
             gap_s=gaps.get(stage.stage_id, 0.0),
             input_bytes=stage.input_bytes,
             records=stage.records,
             kind=stage.kind,
             after=order[key],
-            longest_core_s=core_s * _longest_part(stage),
+            longest_core_s=costs[key] * _longest_part(stage),
             curve=ledgers.curve(_tally(stage, ledger)),
             busy=max(_LEAST_BUSY, _tally(stage, ledger).busy(stage)),
         )
@@ -74,8 +72,26 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
     return Plan(stages=profiles, startup_core_s=ledger.startup_core_s, lead_s=lead_s, tail_s=tail_s)
 
 
-def _core_s(stage: Stage, ledger: Ledger, least: float) -> float:
-    return max(_tally(stage, ledger).core_s, least * stage.run_time_s)
+def _costs(stages: Mapping[str, Stage], ledger: Ledger) -> Mapping[str, float]:
+    """Core-seconds of each stage as booked, as far as its run time bears it out.
+
+    Readings are older than the meter, on a busy host by seconds: what a stage used may have been booked to the one
+    before it. What no run time bears out goes to all of them, by their run times.
+    """
+    booked = {key: _tally(stage, ledger).core_s for key, stage in stages.items()}
+    run_time_s = sum(stage.run_time_s for stage in stages.values())
+    metered = sum(booked.values())
+    if metered <= 0:
+        return {key: stage.run_time_s for key, stage in stages.items()}
+    if run_time_s <= 0:
+        return booked
+    mean = metered / run_time_s
+    kept = {key: min(cost, _MOST_BOOKED * mean * stages[key].run_time_s) for key, cost in booked.items()}
+    more = (metered - sum(kept.values())) / run_time_s
+    return {
+        key: max(kept[key] + more * stage.run_time_s, _LEAST_BOOKED * mean * stage.run_time_s)
+        for key, stage in stages.items()
+    }
 
 
 def _tally(stage: Stage, ledger: Ledger) -> Tally:

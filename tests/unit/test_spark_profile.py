@@ -73,6 +73,15 @@ def test_a_stage_too_short_to_be_seen_running_is_booked_by_its_run_time() -> Non
     assert booked(ledger) == {0: 0.0, 1: 0.5}
 
 
+def test_what_no_run_time_bears_out_is_not_the_stages_own() -> None:
+    seen = progress(stage(0, "real", run_time_s=9.0), stage(1, "trivial", run_time_s=0.1))
+    seen = replace(seen, stages=tuple(replace(each, submitted_at=1.0, completed_at=2.0) for each in seen.stages))
+    ledger = ledgers.Ledger(0.0, {0: Tally(core_s=7.0), 1: Tally(core_s=13.0)})
+    real, trivial = profiles.observed(ledger, seen, submitted_at=0.0, ended_at=3.0).stages
+    assert trivial.core_s < 2.0
+    assert real.core_s + trivial.core_s == pytest.approx(20.0)
+
+
 def test_first_tasks_that_cost_more_are_learned() -> None:
     ledger, before = ledgers.Ledger(), None
     # one task at a time: the first takes 4 s, the others 1 s each
