@@ -105,12 +105,17 @@ def best_plan(profile: Profile | None, progress: Progress | None) -> Plan | None
     """The plan that explains most of the stages seen so far; among equals the heaviest.
 
     The paper's symbolic plans, learned instead of generated: after each stage those that no longer match
-    drop out, and of the others the worst is assumed.
+    drop out, and of the others the worst is assumed. None when stages have come and none of them is known,
+    as after a change of the application.
     """
     if profile is None or not profile.plans:
         return None
-    seen = numbered(progress.stages).keys() if progress else set()
-    return max(profile.plans, key=lambda plan: (len(seen & {stage.key for stage in plan.stages}), plan.core_s))
+    seen = {key for key, stage in numbered(progress.stages).items() if stage.submitted_at} if progress else set()
+    explained, plan = max(
+        ((len(seen & {stage.key for stage in plan.stages}), plan) for plan in profile.plans),
+        key=lambda each: (each[0], each[1].core_s),
+    )
+    return plan if explained or not seen else None
 
 
 def expected(plan: Plan, progress: Progress | None) -> Plan:

@@ -157,6 +157,8 @@ class Plan:
     spread: float | None = None
     """Relative standard deviation of the work from run to run; None after a single run."""
 
+    others_since: int = 0
+    """Runs of other courses that were learned since this one was last taken."""
     surprise: float = UNKNOWN_SURPRISE
     """By how many lengths of its longest task a stage took longer for a straggler lately, at worst."""
 

@@ -134,12 +134,13 @@ class RemainingWork:
 
     def _cold(self, seen: Observation, state: State, high: float) -> tuple[Decision, State]:
         told = outlook.tell(state.told, None, over=seen.now > self.promise.deadline_at)
+        why = "none of its stages is in the profile" if self.profile and self.profile.plans else "no profile yet"
         decision = Decision(
             guaranteed_cores=high,
             ceiling_cores=high if self.settings.mode is Mode.RESERVE else None,
             needed_cores=high,
             progress=None,
-            reason="no profile yet: the full share, and this run is learned from",
+            reason=f"{why}: the full share, and this run is learned from",
             **outlook.fields(None, told, seen.now),
         )
         return decision, replace(state, told=told)

@@ -18,6 +18,7 @@ from airflow_mlscale.spark.model import UNKNOWN_SURPRISE, Plan, Profile, Progres
 VERSION = 2
 _READABLE = (1, VERSION)
 PLANS_KEPT = 8
+FORGOTTEN_AFTER = 16
 _SAME_COURSE = 0.9
 _NEGLIGIBLE_CORE_S = 0.01
 _TELLING_PART = 0.02
@@ -137,11 +138,18 @@ def _longest_part(stage: Stage) -> float:
 
 
 def learn(profile: Profile | None, key: str, plan: Plan, *, rate: float) -> Profile:
-    """The profile after one more run: its course is merged with the same course of before, and comes first."""
+    """The profile after one more run: its course is merged with the same course of before, and comes first.
+
+    A course that `FORGOTTEN_AFTER` runs in a row did not take is forgotten: the application has changed.
+    """
     plans = profile.plans if profile else ()
     same = next((known for known in plans if _same_course(known, plan)), None)
     merged = _merge(same, plan, rate) if same else plan
-    others = tuple(known for known in plans if known is not same)
+    others = tuple(
+        replace(known, others_since=known.others_since + 1)
+        for known in plans
+        if known is not same and known.others_since + 1 < FORGOTTEN_AFTER
+    )
     return Profile(key=key, plans=(merged, *others)[:PLANS_KEPT])
 
 

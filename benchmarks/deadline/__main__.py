@@ -90,6 +90,12 @@ def _open(options: argparse.Namespace, scope: session.Scope) -> Results:
         found = Results.load(path)
         if options.scale not in (None, found.scale):
             raise errors.InvalidInputError("scale", options.scale, f"these results were made with {found.scale:g}")
+        if options.resume and found.versions.get("law") != machine.law():
+            raise errors.InvalidInputError(
+                "resume",
+                str(path),
+                f"its rows are of law {found.versions.get('law')}, this is {machine.law()}; begin anew",
+            )
         return found
     if path.exists():
         path.replace(path.with_suffix(".previous.json"))

@@ -316,6 +316,14 @@ def test_the_plan_that_explains_the_stages_is_taken_and_else_the_heaviest() -> N
     assert estimate.best_plan(profile, None) == PLAN
     assert estimate.best_plan(profile, seen(stage("other", 0, tasks=1, complete=0)).progress) == light
     assert estimate.best_plan(None, None) is None
+    edited = seen(stage("moved to another line", 0, tasks=1, complete=0)).progress
+    assert estimate.best_plan(profile, edited) is None
+
+
+def test_an_application_that_the_profile_does_not_know_gets_the_full_share() -> None:
+    decision, _ = decide(seen(stage("moved to another line", 0, tasks=8, complete=0), now=10.0))
+    assert (decision.guaranteed_cores, decision.outlook) == (2.0, None)
+    assert decision.reason.startswith("none of its stages is in the profile")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,17 @@ def test_what_no_run_time_bears_out_is_not_the_stages_own() -> None:
     assert real.core_s + trivial.core_s == pytest.approx(20.0)
 
 
+def test_a_course_that_is_no_longer_taken_is_forgotten() -> None:
+    old, new = plan(400.0), replace(plan(40.0), stages=(StageProfile(key="moved#0", core_s=40.0, tasks=4),))
+    learned = profiles.learn(None, "k", old, rate=0.4)
+    for _ in range(profiles.FORGOTTEN_AFTER - 1):
+        learned = profiles.learn(learned, "k", new, rate=0.4)
+    assert len(learned.plans) == 2
+    assert [each.core_s for each in profiles.learn(learned, "k", new, rate=0.4).plans] == [40.0]
+    taken = profiles.learn(learned, "k", old, rate=0.4)
+    assert [each.others_since for each in taken.plans] == [0, 1]
+
+
 def test_first_tasks_that_cost_more_are_learned() -> None:
     ledger, before = ledgers.Ledger(), None
     # one task at a time: the first takes 4 s, the others 1 s each
@@ -157,7 +168,7 @@ def test_a_missing_short_stage_is_the_same_course_and_fades() -> None:
 def test_another_course_is_another_plan_and_comes_first() -> None:
     other = Plan(stages=(StageProfile(key="x#0", core_s=1.0, tasks=1),))
     profile = profiles.learn(profiles.learn(None, "k", plan(10.0), rate=0.4), "k", other, rate=0.4)
-    assert profile.plans == (other, plan(10.0))
+    assert profile.plans == (other, replace(plan(10.0), others_since=1))
 
 
 def test_only_so_many_courses_are_kept() -> None:
