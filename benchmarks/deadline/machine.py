@@ -23,7 +23,13 @@ from airflow_mlscale.runtime import processes
 NEIGHBOUR = "bench-neighbour"
 """CPU group of the greedy processes: an ordinary one, which weighs as one ordinary process does."""
 SAMPLE_S = 0.5
-_LAW = ("control", "spark")
+_LAW = (
+    "control/*.py",
+    *(
+        f"spark/{name}.py"
+        for name in ("estimate", "ledger", "model", "outlook", "paper", "policy", "profile", "settings")
+    ),
+)
 
 
 def info() -> dict[str, object]:
@@ -43,10 +49,9 @@ def versions() -> dict[str, str]:
 
 def law() -> str:
     """Names the policies' code: rows of different laws are not to be compared."""
-    digest = sha256()
-    for name in _LAW:
-        for path in sorted((Path(airflow_mlscale.__file__).parent / name).glob("*.py")):
-            digest.update(path.read_bytes())
+    package, digest = Path(airflow_mlscale.__file__).parent, sha256()
+    for path in sorted(found for name in _LAW for found in package.glob(name)):
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
 
 

@@ -70,8 +70,8 @@ class Row:
 
     @property
     def granted_ratio(self) -> float:
-        """Mean granted cores until the deadline ÷ (work ÷ deadline)."""
-        return self.granted_core_s / self.work_core_s
+        """Mean granted cores ÷ (work ÷ deadline)."""
+        return self.granted_core_s / self.finish_s / (self.work_core_s / self.deadline_s)
 
 
 def cells(only: Sequence[str] = ()) -> list[Cell]:

@@ -113,6 +113,14 @@ def test_without_a_curve_all_tasks_cost_the_same() -> None:
     assert ledgers.curve(Tally(core_s=3.0, marks=(1.0, 2.0))) == ()  # nobody saw its end
 
 
+def test_a_stage_submitted_anew_begins_anew() -> None:
+    first = progress(stage(0, status="ACTIVE", active=1, complete=2, submitted_at=1.0))
+    second = progress(stage(0, status="ACTIVE", active=1, complete=0, submitted_at=50.0))
+    ledger = ledgers.book(ledgers.Ledger(), 9.0, None, first, dt_s=9.0)
+    ledger = ledgers.book(ledger, 1.0, first, second, dt_s=1.0)
+    assert ledger.by_stage[0] == Tally(core_s=1.0, task_s=1.0)
+
+
 def test_gaps_are_times_without_any_stage() -> None:
     seen = progress(
         stage(0, "a", submitted_at=105.0, completed_at=110.0),
