@@ -26,6 +26,8 @@ from airflow_mlscale.spark.profile import SCALE_BYTES, size_ratio
 
 IN_FLIGHT = 0.8
 """Part of a running task that may at most be taken for done before Spark reports its end."""
+OVERDUE = 0.25
+"""Part of what a task has got that it is still thought to need, once it has got more than was expected."""
 BETA_RANGE = (0.2, 8.0)
 _TELLING_PART = 0.25
 """Part of a stage's tasks whose input tells that of all."""
@@ -226,9 +228,10 @@ def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_
         after, gap_s = tuple(position[key] for key in known.after if key in position), known.gap_s
         if stage is not None and stage.submitted_at is not None:
             after, gap_s = (), 0.0
-            # Long tasks linger: what is left of a stage may be longer than the mean says.
+            # Long tasks linger: what is left of a stage may be longer than the mean says, and the longer they
+            # have run beyond what was expected of them, the more they may still have to do.
             got = seen.by_stage.get(stage.stage_id, Tally()).last_wave_core_s
-            longest = max((1 - IN_FLIGHT) * longest, longest - got)
+            longest = max((1 - IN_FLIGHT) * longest, longest - got, OVERDUE * got if got > longest else 0.0)
             remaining = max(remaining, longest)
         elif not after:
             after, gap_s = strangers, max(0.0, gap_s - idle)

@@ -66,7 +66,7 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
             after=order[key],
             longest_core_s=costs[key] * _longest_part(stage),
             curve=ledgers.curve(_tally(stage, ledger)),
-            busy=max(_LEAST_BUSY, _tally(stage, ledger).busy(stage)),
+            busy=max(_LEAST_BUSY, _tally(stage, ledger).busy(stage)) if stage.over else 1.0,
         )
         for key, stage in stages.items()
     )
@@ -74,25 +74,23 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
 
 
 def _costs(stages: Mapping[str, Stage], ledger: Ledger) -> Mapping[str, float]:
-    """Core-seconds of each stage as booked, as far as its run time bears it out.
+    """Core-seconds of each stage as booked, as far as its run time bears it out, if that is known: a stage that ends
+    with the application may not have told it.
 
     Readings are older than the meter, on a busy host by seconds: what a stage used may have been booked to the one
     before it. What no run time bears out goes to all of them, by their run times.
     """
     booked = {key: _tally(stage, ledger).core_s for key, stage in stages.items()}
-    run_time_s = sum(stage.run_time_s for stage in stages.values())
-    metered = sum(booked.values())
-    if metered <= 0:
+    if sum(booked.values()) <= 0:
         return {key: stage.run_time_s for key, stage in stages.items()}
-    if run_time_s <= 0:
+    over = {key: stage.run_time_s for key, stage in stages.items() if stage.over}
+    if (run_time_s := sum(over.values())) <= 0:
         return booked
-    mean = metered / run_time_s
-    kept = {key: min(cost, _MOST_BOOKED * mean * stages[key].run_time_s) for key, cost in booked.items()}
-    more = (metered - sum(kept.values())) / run_time_s
-    return {
-        key: max(kept[key] + more * stage.run_time_s, _LEAST_BOOKED * mean * stage.run_time_s)
-        for key, stage in stages.items()
-    }
+    mean = sum(booked[key] for key in over) / run_time_s
+    kept = {key: min(booked[key], _MOST_BOOKED * mean * seconds) for key, seconds in over.items()}
+    more = mean - sum(kept.values()) / run_time_s
+    borne_out = {key: max(kept[key] + more * seconds, _LEAST_BOOKED * mean * seconds) for key, seconds in over.items()}
+    return {**booked, **borne_out}
 
 
 def _tally(stage: Stage, ledger: Ledger) -> Tally:

@@ -73,6 +73,14 @@ def test_a_stage_too_short_to_be_seen_running_is_booked_by_its_run_time() -> Non
     assert booked(ledger) == {0: 0.0, 1: 0.5}
 
 
+def test_a_last_stage_that_nobody_saw_end_keeps_its_cost() -> None:
+    over = replace(stage(0, "real", run_time_s=9.0), submitted_at=1.0, completed_at=2.0)
+    last = replace(stage(1, "last", status="ACTIVE", complete=0, active=1), submitted_at=2.0)
+    ledger = ledgers.Ledger(0.0, {0: Tally(core_s=7.0), 1: Tally(core_s=13.0, task_s=13.0)})
+    real, found = profiles.observed(ledger, progress(over, last), submitted_at=0.0, ended_at=3.0).stages
+    assert (real.core_s, found.core_s, found.busy) == (7.0, 13.0, 1.0)
+
+
 def test_what_no_run_time_bears_out_is_not_the_stages_own() -> None:
     seen = progress(stage(0, "real", run_time_s=9.0), stage(1, "trivial", run_time_s=0.1))
     seen = replace(seen, stages=tuple(replace(each, submitted_at=1.0, completed_at=2.0) for each in seen.stages))
