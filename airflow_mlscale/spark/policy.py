@@ -70,6 +70,8 @@ class State:
     """Cores that share and running tasks should have allowed."""
     driver_rate: smoothing.Ewma
     """Cores the driver uses."""
+    active: bool = False
+    """Whether tasks ran at the last step."""
     guaranteed_at: float = -inf
     """When a guarantee was last found necessary."""
 
@@ -120,8 +122,9 @@ class RemainingWork:
         driver = max(0.0, seen.driver_used_core_s - state.driver_used_core_s) / dt_s
         state = replace(state, driver_rate=smoothing.ewma(state.driver_rate, driver, dt_s=dt_s))
         active = seen.progress.active_tasks if seen.progress else 0
-        if active == 0 or state.last is None:
-            return state
+        if active == 0 or state.last is None or not state.active:
+            # A step that began without tasks says nothing of what they get.
+            return replace(state, active=active > 0)
         allowed = state.last.ceiling_cores if state.last.ceiling_cores is not None else state.last.guaranteed_cores
         if seen.granted_cores is not None:
             allowed = min(allowed, seen.granted_cores)
