@@ -88,7 +88,7 @@ class Left:
         return self.start_s + self.tail_s
 
     def scaled(self, factor: float, *, more_core_s: float = 0.0) -> tuple[schedule.Node, ...]:
-        """The nodes, if all work cost so many times as much, and so much more came at the end."""
+        """The nodes, if all work cost so many times as much, and so much more came at the end: now, if none is left."""
         nodes = tuple(
             replace(
                 node,
@@ -96,7 +96,7 @@ class Left:
             )
             for node in self.nodes
         )
-        if not nodes or more_core_s <= 0:
+        if more_core_s <= 0:
             return nodes
         parallelism = max((phase.parallelism for node in nodes for phase in node.phases), default=1.0)
         more = schedule.Phase(more_core_s, parallelism)
@@ -191,8 +191,9 @@ def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_
     """What is left of the plan.
 
     Finished tasks are done; running ones as far as the meter says, at most `IN_FLIGHT`. Stages that were
-    skipped, or that never came although later ones did, are dropped. Stages that the plan does not know
-    cost per task what its mean task costs, once they are submitted: many that only wait are skipped.
+    skipped, or that never came although later ones did and nothing holds them up, are dropped. Stages that the
+    plan does not know cost per task what its mean task costs, once they are submitted: many that only wait are
+    skipped.
 
     Args:
         plan: as `expected`.
@@ -215,7 +216,7 @@ def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_
     strangers = tuple(range(len(nodes)))
     for index, known in enumerate(plan.stages):
         stage = live.get(known.key)
-        if stage is None and index <= latest:
+        if stage is None and index <= latest and not any(key in position for key in known.after):
             continue
         remaining, tasks = known.core_s * costs.of(known), known.tasks
         if stage is not None:

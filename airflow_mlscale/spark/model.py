@@ -75,7 +75,8 @@ class Stage:
 
     @property
     def over(self) -> bool:
-        return not self.running and self.completed_at is not None
+        """Whether it comes no more: one that failed is tried again, or the application ends."""
+        return self.status not in (StageStatus.ACTIVE, StageStatus.FAILED) and self.completed_at is not None
 
 
 @dataclass(frozen=True, kw_only=True)

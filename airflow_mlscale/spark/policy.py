@@ -173,7 +173,9 @@ class RemainingWork:
         # What was kept for a straggler is used up by halves, not all at once.
         free_at = seen.now + left.idle_s
         time_s = max(target_at - free_at, (promise.deadline_at - free_at) / 2)
-        unknown = settings.unknown * (left.done_core_s + left.core_s)
+        # Where no profile knows of any work, running tasks are work all the same; a driver that tidies up is not.
+        more = bool(left.nodes) or bool(seen.progress and seen.progress.runnable_tasks)
+        unknown = settings.unknown * (left.done_core_s + left.core_s) if more else 0.0
         careful = left.scaled(1 + settings.caution * left.uncertainty, more_core_s=unknown)
         needed = schedule.cores_within(careful, time_s)
         amount = f"{needed:.2f} cores" if needed <= _ANY * high else f"more than {high:g} cores"
