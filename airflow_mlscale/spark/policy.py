@@ -24,6 +24,8 @@ _SOON_S = 1.5
 """A guarantee is back so long before it is expected to be used."""
 _LEAST_REACHABLE = 0.05
 """Cores that even a group without any guarantee gets now and then."""
+_RATE_KEPT_S = 3.0
+"""What idle cycles gave so long ago says nothing of now."""
 _MOST_SPARE = 0.1
 """Part of the time at most that is kept for stragglers."""
 _ANY = 10.0
@@ -70,6 +72,8 @@ class State:
     """Cores that share and running tasks should have allowed."""
     driver_rate: smoothing.Ewma
     """Cores the driver uses."""
+    rate_at: float = -inf
+    """When `rate` was last measured."""
     active: bool = False
     """Whether tasks ran at the last step."""
     guaranteed_at: float = -inf
@@ -132,6 +136,7 @@ class RemainingWork:
         return replace(
             state,
             rate=smoothing.ewma(state.rate, used, dt_s=dt_s),
+            rate_at=seen.now,
             expected=smoothing.ewma(state.expected, min(allowed, active), dt_s=dt_s),
         )
 
@@ -157,7 +162,8 @@ class RemainingWork:
         base, state = self._base(plan, left, seen, state, high)
         if seen.progress is None or not seen.progress.stages:
             return self._starting(plan, seen, base, high), state
-        if self._parked(seen, left, base.needed_cores <= settings.headroom * high):
+        relaxed = settings.mode is Mode.RESERVE and base.needed_cores <= settings.headroom * high
+        if self._parked(seen, left, relaxed):
             return self._park(state, base, high), state
         if settings.mode is Mode.RESERVE:
             return self._reserve(left, seen, state, base, high), state
@@ -232,7 +238,8 @@ class RemainingWork:
 
     def _work_conserving(self, seen: Observation, state: State, base: Decision, high: float) -> tuple[Decision, State]:
         needed = min(high, max(self._least(), base.needed_cores))
-        rate = state.rate.value
+        # Executors that starve cannot even answer their driver: then no task runs, and nothing is measured.
+        rate = state.rate.value if seen.now - state.rate_at <= _RATE_KEPT_S else None
         if needed > self.settings.headroom * high:
             decision = replace(base, guaranteed_cores=needed, reason=f"{base.reason}, close to all there are")
             return decision, replace(state, guaranteed_at=seen.now)
@@ -249,7 +256,8 @@ class RemainingWork:
         """Whether the driver keeps the executors waiting, and not only for another moment.
 
         A gap that the profile knows ends when it said; in one that it does not, a guarantee is only given
-        away by those who are ``relaxed``.
+        away by those who are ``relaxed``: who have time, and are left the least ceiling. Without any guarantee
+        beside a greedy neighbour the gap might be the executors' own: they do not get to answer the driver.
         """
         progress = seen.progress
         if progress is None or not progress.stages or progress.runnable_tasks or not left.nodes:

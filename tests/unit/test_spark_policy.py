@@ -140,6 +140,19 @@ def test_what_tasks_get_is_measured_over_steps_that_began_with_them() -> None:
     assert state.rate.value == pytest.approx(1.4)
 
 
+def test_idle_cycles_are_not_believed_in_for_long() -> None:
+    running = stage("read", 0, tasks=10, complete=8, active=2)
+    settings = {"mode": Mode.WORK_CONSERVING, "settle_s": 0.0}
+    _, state = decide(seen(running, now=10.0, used=5.0), **settings)
+    _, state = decide(seen(running, now=11.0, used=7.0), state, **settings)
+    decision, state = decide(seen(running, now=12.0, used=9.0), state, **settings)
+    assert decision.guaranteed_cores == 0.0  # two cores for free, a fraction of one needed
+    between = stage("read", 0, tasks=10, complete=10, completed_at=12.5)
+    starving = seen(between, now=20.0, used=9.0)  # nothing was measured since: a gap that lasts and lasts
+    decision, _ = decide(starving, state, **settings)
+    assert decision.guaranteed_cores > 0.2
+
+
 def test_a_stage_that_failed_is_still_to_be_done() -> None:
     lost = replace(stage("write", 1, tasks=4, complete=2, completed_at=9.0), status=StageStatus.FAILED)
     again = stage("read", 0, tasks=10, complete=9)  # makes its lost output again
