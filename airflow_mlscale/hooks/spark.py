@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import Any
 
 from airflow.providers.apache.spark.hooks import spark_submit
@@ -260,8 +260,12 @@ class DeadlineSparkSubmitHook(SparkSubmitHook):
         if self._remote is not None:
             ticket, known = self._remote
             ticket = ticket if self._driver_id is None else ticket.known_as(self._driver_id)
-            with suppress(errors.MlscaleError), closing(cluster_run.remote(ticket, known)) as application:
-                application.kill()
+            try:
+                with closing(cluster_run.remote(ticket, known)) as application:
+                    application.kill()
+            except errors.MlscaleError as exc:
+                name = ticket.application_id or ticket.run
+                self.log.error("%s was not ended and may run on: end %s by hand: %s", ticket.name, name, exc)
         super()._run_post_submit_commands()
 
     def finish(self) -> None:

@@ -8,8 +8,8 @@ becomes that, ``.met`` and ``.missed`` at the end; timer ``.duration``. All with
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import InitVar, dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -25,10 +25,20 @@ PREFIX = "mlscale.spark"
 
 @dataclass
 class SparkMetrics:
-    """Listens to a run's journal and keeps its gauges; `finished` counts its end."""
+    """Listens to a run's journal and keeps its gauges; `finished` counts its end.
+
+    Args:
+        tags: of each metric.
+        earlier: records of whoever looked on before, which has counted their changes.
+    """
 
     tags: Mapping[str, str]
+    earlier: InitVar[Iterable[Record]] = ()
     _watch: changes.Watch = field(default_factory=changes.Watch, init=False)
+
+    def __post_init__(self, earlier: Iterable[Record]) -> None:
+        for record in earlier:
+            self._watch.change(record)
 
     def __call__(self, record: Record) -> None:
         gauges = {
@@ -51,15 +61,15 @@ class SparkMetrics:
         stats.incr(f"{PREFIX}.{'met' if summary['met'] else 'missed'}", tags=dict(self.tags))
 
 
-def of(task_instance: Any) -> SparkMetrics:
-    """The metrics of a task instance."""
-    return SparkMetrics({"dag_id": task_instance.dag_id, "task_id": task_instance.task_id})
+def of(task_instance: Any, earlier: Iterable[Record] = ()) -> SparkMetrics:
+    """The metrics of a task instance; ``earlier`` as in `SparkMetrics`."""
+    return SparkMetrics({"dag_id": task_instance.dag_id, "task_id": task_instance.task_id}, earlier)
 
 
-def in_triggerer(task_instance: Any) -> SparkMetrics:
+def in_triggerer(task_instance: Any, earlier: Iterable[Record] = ()) -> SparkMetrics:
     """As `of`, where only Airflow's core has its metrics set up, and a test's trigger may have no task."""
     _set_up()
-    return of(task_instance) if task_instance else SparkMetrics({})
+    return of(task_instance, earlier) if task_instance else SparkMetrics({}, earlier)
 
 
 @functools.cache

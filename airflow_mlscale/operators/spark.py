@@ -251,6 +251,11 @@ class DeadlineSparkSubmitOperator(SparkSubmitOperator):
         return dict(conf)
 
     def _tell(self, summary: dict[str, Any]) -> None:
+        if summary["finish_s"] is None:
+            self.log.warning(
+                "finished while nobody watched, and the cluster does not tell when: met or missed is unknown"
+            )
+            return
         message = "finished %.0f s after the start, deadline at %.0f s; %.0f core-s used, %.0f guaranteed"
         values = summary["finish_s"], summary["deadline_s"], summary["used_core_s"], summary["granted_core_s"]
         if summary["met"]:

@@ -26,6 +26,8 @@ from airflow_mlscale.spark.profile import SCALE_BYTES, size_ratio
 
 IN_FLIGHT = 0.8
 """Part of a running task that may at most be taken for done before Spark reports its end."""
+OVERDUE = 0.25
+"""Part of what a task has got that it is still thought to need, once it has got more than was expected."""
 BETA_RANGE = (0.2, 8.0)
 _TELLING_PART = 0.25
 """Part of a stage's tasks whose input tells that of all."""
@@ -86,7 +88,7 @@ class Left:
         return self.start_s + self.tail_s
 
     def scaled(self, factor: float, *, more_core_s: float = 0.0) -> tuple[schedule.Node, ...]:
-        """The nodes, if all work cost so many times as much, and so much more came at the end."""
+        """The nodes, if all work cost so many times as much, and so much more came at the end: now, if none is left."""
         nodes = tuple(
             replace(
                 node,
@@ -94,7 +96,7 @@ class Left:
             )
             for node in self.nodes
         )
-        if not nodes or more_core_s <= 0:
+        if more_core_s <= 0:
             return nodes
         parallelism = max((phase.parallelism for node in nodes for phase in node.phases), default=1.0)
         more = schedule.Phase(more_core_s, parallelism)
@@ -105,12 +107,17 @@ def best_plan(profile: Profile | None, progress: Progress | None) -> Plan | None
     """The plan that explains most of the stages seen so far; among equals the heaviest.
 
     The paper's symbolic plans, learned instead of generated: after each stage those that no longer match
-    drop out, and of the others the worst is assumed.
+    drop out, and of the others the worst is assumed. None when stages have come and none of them is known,
+    as after a change of the application.
     """
     if profile is None or not profile.plans:
         return None
-    seen = numbered(progress.stages).keys() if progress else set()
-    return max(profile.plans, key=lambda plan: (len(seen & {stage.key for stage in plan.stages}), plan.core_s))
+    seen = {key for key, stage in numbered(progress.stages).items() if stage.submitted_at} if progress else set()
+    explained, plan = max(
+        ((len(seen & {stage.key for stage in plan.stages}), plan) for plan in profile.plans),
+        key=lambda each: (each[0], each[1].core_s),
+    )
+    return plan if explained or not seen else None
 
 
 def expected(plan: Plan, progress: Progress | None) -> Plan:
@@ -184,8 +191,9 @@ def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_
     """What is left of the plan.
 
     Finished tasks are done; running ones as far as the meter says, at most `IN_FLIGHT`. Stages that were
-    skipped, or that never came although later ones did, are dropped. Stages that the plan does not know
-    cost per task what its mean task costs, once they are submitted: many that only wait are skipped.
+    skipped, or that never came although later ones did and nothing holds them up, are dropped. Stages that the
+    plan does not know cost per task what its mean task costs, once they are submitted: many that only wait are
+    skipped.
 
     Args:
         plan: as `expected`.
@@ -208,7 +216,7 @@ def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_
     strangers = tuple(range(len(nodes)))
     for index, known in enumerate(plan.stages):
         stage = live.get(known.key)
-        if stage is None and index <= latest:
+        if stage is None and index <= latest and not any(key in position for key in known.after):
             continue
         remaining, tasks = known.core_s * costs.of(known), known.tasks
         if stage is not None:
@@ -221,9 +229,10 @@ def left(plan: Plan, seen: Observation, costs: Beta, *, slots: float, lead_left_
         after, gap_s = tuple(position[key] for key in known.after if key in position), known.gap_s
         if stage is not None and stage.submitted_at is not None:
             after, gap_s = (), 0.0
-            # Long tasks linger: what is left of a stage may be longer than the mean says.
+            # Long tasks linger: what is left of a stage may be longer than the mean says, and the longer they
+            # have run beyond what was expected of them, the more they may still have to do.
             got = seen.by_stage.get(stage.stage_id, Tally()).last_wave_core_s
-            longest = max((1 - IN_FLIGHT) * longest, longest - got)
+            longest = max((1 - IN_FLIGHT) * longest, longest - got, OVERDUE * got if got > longest else 0.0)
             remaining = max(remaining, longest)
         elif not after:
             after, gap_s = strangers, max(0.0, gap_s - idle)

@@ -84,6 +84,8 @@ class Follower:
         self._publish = publish
         self._cpu: CpuPort | None = None
         self._ended_at: float | None = None
+        self._watched = False
+        """Whether it was seen before its end."""
 
     async def run(self) -> Outcome:
         """Control until the end.
@@ -140,6 +142,7 @@ class Follower:
         """Control until the application is over; one that is over already has its groups removed."""
         self._cpu = await self._port()
         self.controller = control = self._control(self._cpu)
+        self._watched = not status.state.over
         stop = asyncio.Event()
         watch: asyncio.Task[RemoteStatus] | None = None
         try:
@@ -225,9 +228,15 @@ class Follower:
     def _outcome(self, status: RemoteStatus) -> Outcome:
         plan = None
         if status.state is RemoteState.SUCCEEDED:  # one that failed has met no deadline, however early
-            self._ended_at = status.ended_at or time.time()
-            plan = self.controller.learned(ended_at=self._ended_at) if self.controller else None
+            self._ended_at = status.ended_at or self._noticed_at()
+            if self.controller and self._ended_at is not None:
+                plan = self.controller.learned(ended_at=self._ended_at)
         return Outcome(status=status, summary=self.tell(), records=self.journal.records(), plan=plan)
+
+    def _noticed_at(self) -> float | None:
+        """Now, the end of an application that was watched; of another one only that it was met in any case."""
+        now = time.time()
+        return now if self._watched or now <= self.ticket.promise.deadline_at else None
 
 
 async def kill(application: ports.RemoteApplication) -> None:

@@ -28,7 +28,8 @@ def book(ledger: Ledger, core_s: float, before: Progress | None, now: Progress |
     """Book core-seconds used between two readings to the stages that ran between them.
 
     A stage's part follows its running tasks and the run time of those that just finished; what was used
-    while none ran belongs to the last stage (clean-up), or to the start when there was none yet.
+    while none ran belongs to the last stage (clean-up), or to the start when there was none yet. A stage that was
+    submitted at another time than before is one of another driver, started in place of the first: it begins anew.
 
     Args:
         ledger: until now.
@@ -41,19 +42,19 @@ def book(ledger: Ledger, core_s: float, before: Progress | None, now: Progress |
     if not stages:
         return replace(ledger, startup_core_s=ledger.startup_core_s + max(0.0, core_s))
     parts = _parts(before, stages) if core_s > 0 else {}
+    submitted = {stage.stage_id: stage.submitted_at for stage in (before.stages if before else ())}
     return replace(
         ledger,
         by_stage={
-            **ledger.by_stage,
-            **{
-                stage.stage_id: _tallied(
-                    ledger.by_stage.get(stage.stage_id, Tally()),
-                    stage,
-                    core_s * parts.get(stage.stage_id, 0.0),
-                    dt_s,
-                )
-                for stage in stages
-            },
+            stage.stage_id: _tallied(
+                Tally()
+                if submitted.get(stage.stage_id) not in (None, stage.submitted_at)
+                else ledger.by_stage.get(stage.stage_id, Tally()),
+                stage,
+                core_s * parts.get(stage.stage_id, 0.0),
+                dt_s,
+            )
+            for stage in stages
         },
     )
 

@@ -75,7 +75,8 @@ class Stage:
 
     @property
     def over(self) -> bool:
-        return not self.running and self.completed_at is not None
+        """Whether it comes no more: one that failed is tried again, or the application ends."""
+        return self.status not in (StageStatus.ACTIVE, StageStatus.FAILED) and self.completed_at is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +158,8 @@ class Plan:
     spread: float | None = None
     """Relative standard deviation of the work from run to run; None after a single run."""
 
+    others_since: int = 0
+    """Runs of other courses that were learned since this one was last taken."""
     surprise: float = UNKNOWN_SURPRISE
     """By how many lengths of its longest task a stage took longer for a straggler lately, at worst."""
 

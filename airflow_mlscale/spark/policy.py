@@ -24,6 +24,8 @@ _SOON_S = 1.5
 """A guarantee is back so long before it is expected to be used."""
 _LEAST_REACHABLE = 0.05
 """Cores that even a group without any guarantee gets now and then."""
+_RATE_KEPT_S = 3.0
+"""What idle cycles gave so long ago says nothing of now."""
 _MOST_SPARE = 0.1
 """Part of the time at most that is kept for stragglers."""
 _ANY = 10.0
@@ -70,6 +72,10 @@ class State:
     """Cores that share and running tasks should have allowed."""
     driver_rate: smoothing.Ewma
     """Cores the driver uses."""
+    rate_at: float = -inf
+    """When `rate` was last measured."""
+    active: bool = False
+    """Whether tasks ran at the last step."""
     guaranteed_at: float = -inf
     """When a guarantee was last found necessary."""
 
@@ -120,8 +126,9 @@ class RemainingWork:
         driver = max(0.0, seen.driver_used_core_s - state.driver_used_core_s) / dt_s
         state = replace(state, driver_rate=smoothing.ewma(state.driver_rate, driver, dt_s=dt_s))
         active = seen.progress.active_tasks if seen.progress else 0
-        if active == 0 or state.last is None:
-            return state
+        if active == 0 or state.last is None or not state.active:
+            # A step that began without tasks says nothing of what they get.
+            return replace(state, active=active > 0)
         allowed = state.last.ceiling_cores if state.last.ceiling_cores is not None else state.last.guaranteed_cores
         if seen.granted_cores is not None:
             allowed = min(allowed, seen.granted_cores)
@@ -129,17 +136,19 @@ class RemainingWork:
         return replace(
             state,
             rate=smoothing.ewma(state.rate, used, dt_s=dt_s),
+            rate_at=seen.now,
             expected=smoothing.ewma(state.expected, min(allowed, active), dt_s=dt_s),
         )
 
     def _cold(self, seen: Observation, state: State, high: float) -> tuple[Decision, State]:
         told = outlook.tell(state.told, None, over=seen.now > self.promise.deadline_at)
+        why = "none of its stages is in the profile" if self.profile and self.profile.plans else "no profile yet"
         decision = Decision(
             guaranteed_cores=high,
             ceiling_cores=high if self.settings.mode is Mode.RESERVE else None,
             needed_cores=high,
             progress=None,
-            reason="no profile yet: the full share, and this run is learned from",
+            reason=f"{why}: the full share, and this run is learned from",
             **outlook.fields(None, told, seen.now),
         )
         return decision, replace(state, told=told)
@@ -153,7 +162,8 @@ class RemainingWork:
         base, state = self._base(plan, left, seen, state, high)
         if seen.progress is None or not seen.progress.stages:
             return self._starting(plan, seen, base, high), state
-        if self._parked(seen, left, base.needed_cores <= settings.headroom * high):
+        relaxed = settings.mode is Mode.RESERVE and base.needed_cores <= settings.headroom * high
+        if self._parked(seen, left, relaxed):
             return self._park(state, base, high), state
         if settings.mode is Mode.RESERVE:
             return self._reserve(left, seen, state, base, high), state
@@ -169,7 +179,9 @@ class RemainingWork:
         # What was kept for a straggler is used up by halves, not all at once.
         free_at = seen.now + left.idle_s
         time_s = max(target_at - free_at, (promise.deadline_at - free_at) / 2)
-        unknown = settings.unknown * (left.done_core_s + left.core_s)
+        # Where no profile knows of any work, running tasks are work all the same; a driver that tidies up is not.
+        more = bool(left.nodes) or bool(seen.progress and seen.progress.runnable_tasks)
+        unknown = settings.unknown * (left.done_core_s + left.core_s) if more else 0.0
         careful = left.scaled(1 + settings.caution * left.uncertainty, more_core_s=unknown)
         needed = schedule.cores_within(careful, time_s)
         amount = f"{needed:.2f} cores" if needed <= _ANY * high else f"more than {high:g} cores"
@@ -226,7 +238,8 @@ class RemainingWork:
 
     def _work_conserving(self, seen: Observation, state: State, base: Decision, high: float) -> tuple[Decision, State]:
         needed = min(high, max(self._least(), base.needed_cores))
-        rate = state.rate.value
+        # Executors that starve cannot even answer their driver: then no task runs, and nothing is measured.
+        rate = state.rate.value if seen.now - state.rate_at <= _RATE_KEPT_S else None
         if needed > self.settings.headroom * high:
             decision = replace(base, guaranteed_cores=needed, reason=f"{base.reason}, close to all there are")
             return decision, replace(state, guaranteed_at=seen.now)
@@ -243,7 +256,8 @@ class RemainingWork:
         """Whether the driver keeps the executors waiting, and not only for another moment.
 
         A gap that the profile knows ends when it said; in one that it does not, a guarantee is only given
-        away by those who are ``relaxed``.
+        away by those who are ``relaxed``: who have time, and are left the least ceiling. Without any guarantee
+        beside a greedy neighbour the gap might be the executors' own: they do not get to answer the driver.
         """
         progress = seen.progress
         if progress is None or not progress.stages or progress.runnable_tasks or not left.nodes:

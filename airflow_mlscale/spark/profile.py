@@ -18,6 +18,7 @@ from airflow_mlscale.spark.model import UNKNOWN_SURPRISE, Plan, Profile, Progres
 VERSION = 2
 _READABLE = (1, VERSION)
 PLANS_KEPT = 8
+FORGOTTEN_AFTER = 16
 _SAME_COURSE = 0.9
 _NEGLIGIBLE_CORE_S = 0.01
 _TELLING_PART = 0.02
@@ -28,7 +29,8 @@ _SAME_MOMENT_S = 0.005
 _READING_S = 0.5
 """Between two readings, mostly."""
 _LEAST_BOOKED = 0.5
-"""A stage cost at least so much of what its part of all run time would cost."""
+_MOST_BOOKED = 4.0
+"""A stage cost at least, and at most, so many times what its part of all run time would cost."""
 _LEAST_BUSY = 0.2
 _TELLING_RATIO = 1.2
 """Inputs must differ by so much before they say how the work grows with them."""
@@ -50,32 +52,45 @@ def observed(ledger: Ledger, progress: Progress, *, submitted_at: float, ended_a
     gaps, lead_s, tail_s = _gaps(
         list(stages.values()), submitted_at=submitted_at, stopped_at=stopped_at, ended_at=ended_at
     )
-    metered = sum(_tally(stage, ledger).core_s for stage in stages.values())
-    run_time_s = sum(stage.run_time_s for stage in stages.values())
-    # Readings are older than the meter: a short stage's use may have been booked to the stage before it.
-    least = _LEAST_BOOKED * metered / run_time_s if run_time_s > 0 else 0.0
+    costs = _costs(stages, ledger)
     order = _order(stages)
     profiles = tuple(
         StageProfile(
             key=key,
-            core_s=(core_s := _core_s(stage, ledger, least) if metered > 0 else stage.run_time_s),
+            core_s=costs[key],
             tasks=stage.tasks,
             gap_s=gaps.get(stage.stage_id, 0.0),
             input_bytes=stage.input_bytes,
             records=stage.records,
             kind=stage.kind,
             after=order[key],
-            longest_core_s=core_s * _longest_part(stage),
+            longest_core_s=costs[key] * _longest_part(stage),
             curve=ledgers.curve(_tally(stage, ledger)),
-            busy=max(_LEAST_BUSY, _tally(stage, ledger).busy(stage)),
+            busy=max(_LEAST_BUSY, _tally(stage, ledger).busy(stage)) if stage.over else 1.0,
         )
         for key, stage in stages.items()
     )
     return Plan(stages=profiles, startup_core_s=ledger.startup_core_s, lead_s=lead_s, tail_s=tail_s)
 
 
-def _core_s(stage: Stage, ledger: Ledger, least: float) -> float:
-    return max(_tally(stage, ledger).core_s, least * stage.run_time_s)
+def _costs(stages: Mapping[str, Stage], ledger: Ledger) -> Mapping[str, float]:
+    """Core-seconds of each stage as booked, as far as its run time bears it out, if that is known: a stage that ends
+    with the application may not have told it.
+
+    Readings are older than the meter, on a busy host by seconds: what a stage used may have been booked to the one
+    before it. What no run time bears out goes to all of them, by their run times.
+    """
+    booked = {key: _tally(stage, ledger).core_s for key, stage in stages.items()}
+    if sum(booked.values()) <= 0:
+        return {key: stage.run_time_s for key, stage in stages.items()}
+    over = {key: stage.run_time_s for key, stage in stages.items() if stage.over}
+    if (run_time_s := sum(over.values())) <= 0:
+        return booked
+    mean = sum(booked[key] for key in over) / run_time_s
+    kept = {key: min(booked[key], _MOST_BOOKED * mean * seconds) for key, seconds in over.items()}
+    more = mean - sum(kept.values()) / run_time_s
+    borne_out = {key: max(kept[key] + more * seconds, _LEAST_BOOKED * mean * seconds) for key, seconds in over.items()}
+    return {**booked, **borne_out}
 
 
 def _tally(stage: Stage, ledger: Ledger) -> Tally:
@@ -121,11 +136,18 @@ def _longest_part(stage: Stage) -> float:
 
 
 def learn(profile: Profile | None, key: str, plan: Plan, *, rate: float) -> Profile:
-    """The profile after one more run: its course is merged with the same course of before, and comes first."""
+    """The profile after one more run: its course is merged with the same course of before, and comes first.
+
+    A course that `FORGOTTEN_AFTER` runs in a row did not take is forgotten: the application has changed.
+    """
     plans = profile.plans if profile else ()
     same = next((known for known in plans if _same_course(known, plan)), None)
     merged = _merge(same, plan, rate) if same else plan
-    others = tuple(known for known in plans if known is not same)
+    others = tuple(
+        replace(known, others_since=known.others_since + 1)
+        for known in plans
+        if known is not same and known.others_since + 1 < FORGOTTEN_AFTER
+    )
     return Profile(key=key, plans=(merged, *others)[:PLANS_KEPT])
 
 

@@ -258,12 +258,20 @@ def judge(
     found = known or outlook.Prediction(0.0, 0.0, 0.0)
     if left_s >= found.left_s and left_s > 0:
         return known
-    detail = f"{found.low_s:.0f} to {found.high_s:.0f} s at {high:g} cores" if known else ""
+    detail = _grounds(profile, key, found, high) if known else ""
     infeasible = errors.DeadlineInfeasibleError(needed_s=found.left_s, left_s=left_s, detail=detail)
     if settings.on_infeasible == "fail":
         raise infeasible
     log.warning("%s; going on as fast as possible", infeasible)
     return known
+
+
+def _grounds(profile: Profile | None, key: str, found: outlook.Prediction, high: float) -> str:
+    courses = len(profile.plans) if profile else 0
+    heaviest = f"the heaviest of its {courses} courses, " if courses > 1 else ""
+    return (
+        f"{heaviest}{found.low_s:.0f} to {found.high_s:.0f} s at {high:g} cores; see 'mlscale spark profile show {key}'"
+    )
 
 
 def learn(store: profile_store.ProfileFiles, key: str, plan: Plan | None, *, rate: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import closing
 from typing import Any
@@ -18,6 +19,8 @@ from airflow_mlscale.runtime.aside import Aside
 from airflow_mlscale.spark import changes, cluster_run, follow, ticket
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Profile
+
+log = logging.getLogger(__name__)
 
 
 class DeadlineSparkTrigger(BaseTrigger):
@@ -71,7 +74,7 @@ class DeadlineSparkTrigger(BaseTrigger):
         """Control until the end, with metrics and callbacks beside it; returns the event."""
         callees = [callbacks.Callee(**each) for each in self.on_outlook_change]
         herald = callbacks.Herald(callees, callbacks.identity(self.task_instance))
-        metrics = telemetry.in_triggerer(self.task_instance)
+        metrics = telemetry.in_triggerer(self.task_instance, follower.journal.records())
         async with (
             Aside(metrics, "Spark metrics", patience_s=1.0) as gauges,
             Aside(herald, "on_outlook_change", patience_s=callbacks.PATIENCE_S) as tell,
@@ -92,6 +95,11 @@ class DeadlineSparkTrigger(BaseTrigger):
         try:
             with closing(cluster_run.remote(known, hooks.access_of(connection))) as application:
                 await follow.kill(application)
+        except BaseException:  # cancelled too: Airflow grants `[triggerer] on_kill_timeout`
+            log.exception(
+                "%s was not ended and may run on: end %s by hand", known.name, known.application_id or known.run
+            )
+            raise
         finally:
             if self._follower is None:
                 self._follower = await asyncio.to_thread(hooks.follower, known, connection)

@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(report.table(found.rows, factor=factor))
         for target in report.targets(found.rows):
             console.print(str(target), markup=False, highlight=False, soft_wrap=True)
-        if not options.no_publish:
+        if options.full or options.report or options.docs != DOCS:
             _publish(options, found, console)
     except errors.InvalidInputError as exc:
         console.print(str(exc), style="red", markup=False)
@@ -90,6 +90,12 @@ def _open(options: argparse.Namespace, scope: session.Scope) -> Results:
         found = Results.load(path)
         if options.scale not in (None, found.scale):
             raise errors.InvalidInputError("scale", options.scale, f"these results were made with {found.scale:g}")
+        if options.resume and found.versions.get("law") != machine.law():
+            raise errors.InvalidInputError(
+                "resume",
+                str(path),
+                f"its rows are of law {found.versions.get('law')}, this is {machine.law()}; begin anew",
+            )
         return found
     if path.exists():
         path.replace(path.with_suffix(".previous.json"))
@@ -115,11 +121,15 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--baselines", type=int, help="uncontrolled runs of each application before the race")
     parser.add_argument("--scale", type=float, help="size of the applications")
     parser.add_argument("--resume", action="store_true", help="go on with the results that are there")
-    parser.add_argument("--report", action="store_true", help="only show and draw the results that are there")
-    parser.add_argument("--no-publish", action="store_true", help="write neither pictures nor tables")
+    parser.add_argument("--report", action="store_true", help="only show the results that are there, and publish them")
     parser.add_argument("--allocator", default="auto", help="which CPU-share adapter")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of the page and, in img, the pictures")
+    parser.add_argument(
+        "--docs",
+        type=Path,
+        default=DOCS,
+        help="folder of the page and, in img, the pictures; a quick session publishes there only if this is given",
+    )
     home = Path(tempfile.gettempdir()) / f"mlscale-bench-deadline-{os.getuid()}"
     parser.add_argument(
         "--home", type=Path, default=home, help="folder of the cluster's files, of logs and of each run's steps"

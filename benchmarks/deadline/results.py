@@ -122,6 +122,7 @@ class Results:
                     **self._measured(key, outcome),
                     "error": error,
                     "at": now(),
+                    "law": self.versions.get("law"),
                 }
             )
 

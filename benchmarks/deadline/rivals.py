@@ -150,7 +150,7 @@ def hands(rival: Rival, cpu: CpuPort, profile: Profile | None, *, deadline_s: fl
 def constant_cores(plan: Plan, time_s: float, *, slots: float) -> float:
     """The smallest share that brings a whole run to its end within ``time_s``, by its profile."""
     nothing = Observation(now=0.0, progress=None, used_core_s=0.0, elapsed_s=0.0)
-    left = estimate.left(plan, nothing, {}, estimate.Beta(), slots=slots, lead_left_s=0.0)
+    left = estimate.left(plan, nothing, estimate.Beta(), slots=slots, lead_left_s=0.0)
     # A quota slows the start of the executors too.
     start = schedule.Node(
         phases=schedule.phases(plan.startup_core_s, tasks=int(slots), slots=slots),

@@ -181,6 +181,7 @@ class Session:
             rival=rival,
             seed=seed,
             deadline_s=deadline_s,
+            half_way_s=(self.results.median_s(app) if self.results.baselines.get(app) else deadline_s) / 2,
             scale=self.scope.scale,
             profile=self.results.profile(app),
         )

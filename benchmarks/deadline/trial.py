@@ -43,6 +43,8 @@ class Trial:
     rival: Rival
     seed: int
     deadline_s: float
+    half_way_s: float
+    """When a neighbour comes."""
     scale: float
     profile: Profile | None
     """The warm one, as learned."""
@@ -93,7 +95,7 @@ def run(trial: Trial, cluster: Cluster, *, log_path: Path, allocator: str = "aut
         began_at = time.time()
         engine = runs.DeadlineRun(_request(trial, cluster, folder, began_at, allocator))
         held = _tie(trial, engine, cluster)
-        neighbour = machine.Neighbour(held.cpu, after_s=trial.deadline_s / 2)
+        neighbour = machine.Neighbour(held.cpu, after_s=trial.half_way_s)
         if trial.rival.neighbour:
             stack.enter_context(neighbour)
         allocation = stack.enter_context(machine.Allocation(cluster.web_url))

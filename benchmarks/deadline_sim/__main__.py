@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 
 from airflow_mlscale.spark.settings import DeadlineSettings
+from benchmarks.deadline import machine
 from benchmarks.deadline_sim import applications, cases, report
 
 
@@ -38,13 +39,21 @@ def main() -> None:
         rows = [row for found in pool.map(one, seeds, chunksize=2) for row in found]
     report.show(console, rows)
     report.show_misses(console, rows, most=args.worst)
+    for target in report.targets(rows):
+        console.print(target, highlight=False, soft_wrap=True)
     console.print(f"{len(rows)} runs of {args.seeds} applications in {time.monotonic() - begun:.0f} s")
     if args.out:
-        about = {"seeds": [seeds.start, seeds.stop], "length_s": args.length, "tuning": dict(args.set)}
+        about = {
+            "seeds": [seeds.start, seeds.stop],
+            "length_s": args.length,
+            "tuning": dict(args.set),
+            "law": machine.law(),
+        }
         report.write(args.out / "benchmarks/results/deadline-sim.json", rows, about)
         report.draw(args.out / "docs/img/deadline-sim.png", rows)
-        if not args.only:
-            report.tell(args.out / "docs/benchmarks.md", rows)
+        page = args.out / "docs/benchmarks.md"
+        if page.exists():
+            report.tell(page, rows, about)
 
 
 def _arguments() -> argparse.Namespace:
@@ -69,7 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--out",
         type=Path,
-        help="write JSON, picture and (without --only) the table in docs/benchmarks.md below this folder, such as .",
+        help="write JSON, picture and, if there is docs/benchmarks.md, the table below this folder, such as .",
     )
     return parser.parse_args()
 

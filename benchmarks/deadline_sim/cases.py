@@ -70,8 +70,8 @@ class Row:
 
     @property
     def granted_ratio(self) -> float:
-        """Mean granted cores until the deadline ÷ (work ÷ deadline)."""
-        return self.granted_core_s / self.work_core_s
+        """Mean granted cores ÷ (work ÷ deadline)."""
+        return self.granted_core_s / self.finish_s / (self.work_core_s / self.deadline_s)
 
 
 def cells(only: Sequence[str] = ()) -> list[Cell]:
@@ -135,7 +135,7 @@ def run(
     settings = replace(settings, **(tuning or {}))
 
     def free(t_s: float) -> float:
-        greedy = cell.system.endswith("greedy") and t_s > deadline_s / 2
+        greedy = cell.system.endswith("greedy") and t_s > deadline_s / cell.slack / 2
         return host * (_IDLE_LEFT if greedy else 1.0)
 
     return closed_loop.controlled(

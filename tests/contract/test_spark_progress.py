@@ -167,6 +167,13 @@ def iteration(stage_id: int, status: str) -> dict[str, object]:
     )
 
 
+def test_a_driver_started_in_place_of_another_begins_anew() -> None:
+    first = rest.remembered({}, [iteration(0, "COMPLETE"), iteration(1, "ACTIVE"), iteration(2, "PENDING")], at=0.0)
+    again = rest.remembered(first, [iteration(0, "ACTIVE"), iteration(1, "PENDING")], at=0.0)
+    assert [str(stage.status) for stage in rest.stages_of(list(again.values()))] == ["ACTIVE", "PENDING"]
+    assert rest.remembered(first, [], at=0.0) == {}  # it has no stages yet
+
+
 async def test_stages_that_spark_has_forgotten_are_remembered() -> None:
     answers = [
         [iteration(0, "COMPLETE"), iteration(1, "ACTIVE"), iteration(2, "PENDING")],

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.timeout(900)  # the first test to ask computes all runs
 SEEDS = 1_008
 SLACK = 1.2
 LENGTH_S = (30.0, 90.0)
-MOST_MISSES = 0.05
-"""The aim is 0.001. Reached: 17 of 504 reservations of these short applications, a quarter of them with profiles that
-are wrong in parts; 1 of 240 of those that take one to five minutes (docs/benchmarks.md)."""
+MOST_MISSES = {"ours_reserve": 0.035, "ours_work_conserving_greedy": 0.01}
+"""The aim is 0.001. Reached with these short applications: 15 of 504 reservations (7 of 384 with warm profiles, 8 of
+120 with ones that are wrong in parts), 2 of 504 beside a neighbour; longer ones are in docs/benchmarks.md."""
 
 
 def conditions(seed: int) -> list[cases.Cell]:
@@ -63,10 +63,10 @@ def test_at_least_a_thousand_applications_of_all_shapes_are_tried() -> None:
     assert mishaps == {"failed_task", "fetch_failure", "lost_executor", "replan", "straggler"}
 
 
-@pytest.mark.parametrize("system", ["ours_reserve", "ours_work_conserving_greedy"])
+@pytest.mark.parametrize("system", MOST_MISSES)
 def test_deadlines_with_a_fifth_of_slack_are_met(system: str) -> None:
     missed = [row for row in of(system) if not row.met]
-    assert len(missed) <= MOST_MISSES * len(of(system)), worst(missed)
+    assert len(missed) <= MOST_MISSES[system] * len(of(system)), worst(missed)
 
 
 def test_who_misses_is_hardly_late() -> None:

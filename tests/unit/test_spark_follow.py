@@ -64,8 +64,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def submission() -> ticket.Ticket:
-    now = time.time()
+def submission(*, ago_s: float = 0.0) -> ticket.Ticket:
+    now = time.time() - ago_s
     return ticket.Ticket(
         run="r1",
         manager=Manager.STANDALONE,
@@ -99,6 +99,16 @@ def test_an_application_that_did_not_succeed_has_met_no_deadline(state: RemoteSt
 def test_one_that_succeeded_has() -> None:
     outcome = asyncio.run(follower(Application(RemoteState.SUCCEEDED)).run())
     assert outcome.summary["met"] is True
+
+
+def test_what_ended_while_nobody_watched_may_have_met_its_deadline_or_not() -> None:
+    late = follow.Follower(submission(ago_s=1000.0), Application(RemoteState.SUCCEEDED), FakeCpu, None)
+    summary = asyncio.run(late.run()).summary
+    assert (summary["met"], summary["finish_s"]) == (None, None)
+    watched = follow.Follower(
+        submission(ago_s=1000.0), Application(RemoteState.RUNNING, RemoteState.SUCCEEDED), FakeCpu, None
+    )
+    assert asyncio.run(watched.run()).summary["met"] is False
 
 
 def test_an_actuator_that_is_not_to_be_had_leaves_the_outcome_to_the_application() -> None:

@@ -32,4 +32,4 @@ def test_a_deadline_that_is_too_near_is_told_with_both_numbers() -> None:
     said = judged(KNOWN, left_s=40.0)
     assert said.startswith("the job needs about 1")
     assert " s at its full share but 40 s are left (" in said
-    assert "at 2 cores)" in said
+    assert "at 2 cores; see" in said

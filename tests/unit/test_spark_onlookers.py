@@ -74,6 +74,16 @@ def test_a_run_that_did_not_end_by_itself_is_neither_met_nor_missed(statsd: Call
     assert statsd() == []
 
 
+def test_who_looks_on_after_another_counts_no_change_again(statsd: Callable[[], list[str]]) -> None:
+    earlier = [record(t, outlook="will_miss", finish_s=90, deadline_s=100) for t in range(10)]
+    metrics = telemetry.of(federated_task.TaskInstance("task"), earlier)
+    for t in range(10, 30):
+        metrics(record(t, outlook="will_miss" if t < 20 else "on_track", finish_s=90, deadline_s=100))
+    assert [line for line in statsd() if ".outlook." in line] == [
+        "airflow.mlscale.spark.outlook.on_track,dag_id=a_dag,task_id=task:1|c"
+    ]
+
+
 def test_links_are_pushed_once_while_the_task_runs_and_kept_at_its_end() -> None:
     pushed: list[tuple[str, str]] = []
 

@@ -130,6 +130,57 @@ def test_a_waiting_stage_that_the_profile_knows_still_waits() -> None:
     assert left(seen(live, waiting)).nodes[1].after == (0,)
 
 
+def test_what_tasks_get_is_measured_over_steps_that_began_with_them() -> None:
+    waiting = stage("read", 0, tasks=10, complete=10, completed_at=9.0)
+    running = stage("read", 0, tasks=10, complete=2, active=2)
+    _, state = decide(seen(waiting, now=10.0, used=5.0))
+    _, state = decide(seen(running, now=11.0, used=5.1), state)
+    assert state.rate.value is None
+    _, state = decide(seen(running, now=12.0, used=6.5), state)
+    assert state.rate.value == pytest.approx(1.4)
+
+
+def test_idle_cycles_are_not_believed_in_for_long() -> None:
+    running = stage("read", 0, tasks=10, complete=8, active=2)
+    settings = {"mode": Mode.WORK_CONSERVING, "settle_s": 0.0}
+    _, state = decide(seen(running, now=10.0, used=5.0), **settings)
+    _, state = decide(seen(running, now=11.0, used=7.0), state, **settings)
+    decision, state = decide(seen(running, now=12.0, used=9.0), state, **settings)
+    assert decision.guaranteed_cores == 0.0  # two cores for free, a fraction of one needed
+    between = stage("read", 0, tasks=10, complete=10, completed_at=12.5)
+    starving = seen(between, now=20.0, used=9.0)  # nothing was measured since: a gap that lasts and lasts
+    decision, _ = decide(starving, state, **settings)
+    assert decision.guaranteed_cores > 0.2
+
+
+def test_a_stage_that_failed_is_still_to_be_done() -> None:
+    lost = replace(stage("write", 1, tasks=4, complete=2, completed_at=9.0), status=StageStatus.FAILED)
+    again = stage("read", 0, tasks=10, complete=9)  # makes its lost output again
+    assert works(left(seen(again, lost))) == [1.0, 10.0]
+
+
+def test_a_stage_that_is_held_up_still_comes() -> None:
+    third = StageProfile(key="sort#0", core_s=5.0, tasks=5, after=("read#0",))
+    plan = replace(PLAN, stages=(PLAN.stages[0], third, replace(PLAN.stages[1], after=())))
+    live = stage("read", 0, tasks=10, complete=5), stage("write", 1, tasks=4, complete=2)
+    found = estimate.left(plan, seen(*live), Beta(), slots=2.0, lead_left_s=0.0)
+    assert works(found) == [5.0, 5.0, 10.0]
+
+
+@pytest.mark.parametrize("mode", [Mode.RESERVE, Mode.WORK_CONSERVING])
+def test_tasks_that_no_profile_knows_are_work_all_the_same(mode: Mode) -> None:
+    done = stage("read", 0, tasks=10, complete=10, completed_at=8.0), stage("write", 1, tasks=4, complete=3)
+    tiny = Profile(key="k", plans=(replace(PLAN, stages=(PLAN.stages[0], replace(PLAN.stages[1], core_s=0.0))),))
+    law = policy.RemainingWork(
+        promise=Promise(started_at=0.0, deadline_at=20.0),
+        profile=tiny,
+        settings=DeadlineSettings(mode=mode, unknown=0.1),
+        host_cores=2.0,
+    )
+    decision, _ = law(seen(*done, now=18.0), law.start(), 1.0)
+    assert decision.guaranteed_cores >= 1.0
+
+
 def test_a_gap_that_has_begun_is_shorter() -> None:
     over = stage("read", 0, tasks=10, complete=10, completed_at=9.0)
     assert left(seen(over, now=11.0)).nodes[0].gap_s == pytest.approx(1.0)  # 3 − (11 − 9)
@@ -316,6 +367,14 @@ def test_the_plan_that_explains_the_stages_is_taken_and_else_the_heaviest() -> N
     assert estimate.best_plan(profile, None) == PLAN
     assert estimate.best_plan(profile, seen(stage("other", 0, tasks=1, complete=0)).progress) == light
     assert estimate.best_plan(None, None) is None
+    edited = seen(stage("moved to another line", 0, tasks=1, complete=0)).progress
+    assert estimate.best_plan(profile, edited) is None
+
+
+def test_an_application_that_the_profile_does_not_know_gets_the_full_share() -> None:
+    decision, _ = decide(seen(stage("moved to another line", 0, tasks=8, complete=0), now=10.0))
+    assert (decision.guaranteed_cores, decision.outlook) == (2.0, None)
+    assert decision.reason.startswith("none of its stages is in the profile")
 
 
 @pytest.mark.parametrize(

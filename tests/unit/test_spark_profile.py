@@ -73,6 +73,34 @@ def test_a_stage_too_short_to_be_seen_running_is_booked_by_its_run_time() -> Non
     assert booked(ledger) == {0: 0.0, 1: 0.5}
 
 
+def test_a_last_stage_that_nobody_saw_end_keeps_its_cost() -> None:
+    over = replace(stage(0, "real", run_time_s=9.0), submitted_at=1.0, completed_at=2.0)
+    last = replace(stage(1, "last", status="ACTIVE", complete=0, active=1), submitted_at=2.0)
+    ledger = ledgers.Ledger(0.0, {0: Tally(core_s=7.0), 1: Tally(core_s=13.0, task_s=13.0)})
+    real, found = profiles.observed(ledger, progress(over, last), submitted_at=0.0, ended_at=3.0).stages
+    assert (real.core_s, found.core_s, found.busy) == (7.0, 13.0, 1.0)
+
+
+def test_what_no_run_time_bears_out_is_not_the_stages_own() -> None:
+    seen = progress(stage(0, "real", run_time_s=9.0), stage(1, "trivial", run_time_s=0.1))
+    seen = replace(seen, stages=tuple(replace(each, submitted_at=1.0, completed_at=2.0) for each in seen.stages))
+    ledger = ledgers.Ledger(0.0, {0: Tally(core_s=7.0), 1: Tally(core_s=13.0)})
+    real, trivial = profiles.observed(ledger, seen, submitted_at=0.0, ended_at=3.0).stages
+    assert trivial.core_s < 2.0
+    assert real.core_s + trivial.core_s == pytest.approx(20.0)
+
+
+def test_a_course_that_is_no_longer_taken_is_forgotten() -> None:
+    old, new = plan(400.0), replace(plan(40.0), stages=(StageProfile(key="moved#0", core_s=40.0, tasks=4),))
+    learned = profiles.learn(None, "k", old, rate=0.4)
+    for _ in range(profiles.FORGOTTEN_AFTER - 1):
+        learned = profiles.learn(learned, "k", new, rate=0.4)
+    assert len(learned.plans) == 2
+    assert [each.core_s for each in profiles.learn(learned, "k", new, rate=0.4).plans] == [40.0]
+    taken = profiles.learn(learned, "k", old, rate=0.4)
+    assert [each.others_since for each in taken.plans] == [0, 1]
+
+
 def test_first_tasks_that_cost_more_are_learned() -> None:
     ledger, before = ledgers.Ledger(), None
     # one task at a time: the first takes 4 s, the others 1 s each
@@ -91,6 +119,14 @@ def test_first_tasks_that_cost_more_are_learned() -> None:
 def test_without_a_curve_all_tasks_cost_the_same() -> None:
     assert StageProfile(key="s#0", core_s=7.0, tasks=4).part_done(1, 4) == 0.25
     assert ledgers.curve(Tally(core_s=3.0, marks=(1.0, 2.0))) == ()  # nobody saw its end
+
+
+def test_a_stage_submitted_anew_begins_anew() -> None:
+    first = progress(stage(0, status="ACTIVE", active=1, complete=2, submitted_at=1.0))
+    second = progress(stage(0, status="ACTIVE", active=1, complete=0, submitted_at=50.0))
+    ledger = ledgers.book(ledgers.Ledger(), 9.0, None, first, dt_s=9.0)
+    ledger = ledgers.book(ledger, 1.0, first, second, dt_s=1.0)
+    assert ledger.by_stage[0] == Tally(core_s=1.0, task_s=1.0)
 
 
 def test_gaps_are_times_without_any_stage() -> None:
@@ -148,7 +184,7 @@ def test_a_missing_short_stage_is_the_same_course_and_fades() -> None:
 def test_another_course_is_another_plan_and_comes_first() -> None:
     other = Plan(stages=(StageProfile(key="x#0", core_s=1.0, tasks=1),))
     profile = profiles.learn(profiles.learn(None, "k", plan(10.0), rate=0.4), "k", other, rate=0.4)
-    assert profile.plans == (other, plan(10.0))
+    assert profile.plans == (other, replace(plan(10.0), others_since=1))
 
 
 def test_only_so_many_courses_are_kept() -> None:

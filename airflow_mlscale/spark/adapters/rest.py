@@ -108,13 +108,23 @@ Rows = Mapping[tuple[int, int], Mapping[str, Any]]
 def remembered(known: Rows, rows: Sequence[Mapping[str, Any]], *, at: float) -> Rows:
     """The rows of an answer and, of earlier ones, those that it lacks; ``at`` is now, seconds since the epoch.
 
-    Spark forgets stages beyond ``spark.ui.retainedStages``, the oldest first, but none that runs or waits.
+    Spark forgets stages beyond ``spark.ui.retainedStages``, the oldest first, but none that runs or waits. Of another
+    driver, started in place of the first, nothing is known from before.
     """
     found = {
         (int(row["stageId"]), int(row["attemptId"])): {name: row[name] for name in _FIELDS if name in row}
         for row in rows
     }
+    if _of_another_driver(known, found):
+        return found
     return {**{key: _forgotten(row, at) for key, row in known.items() if key not in found}, **found}
+
+
+def _of_another_driver(known: Rows, found: Rows) -> bool:
+    """Whether a stage that had begun has begun at another time, or the youngest of them is not there (yet)."""
+    begun = {key: row["submissionTime"] for key, row in known.items() if row.get("submissionTime")}
+    anew = any(key in found and found[key].get("submissionTime") != at for key, at in begun.items())
+    return anew or (bool(begun) and max(found, default=(-1, -1)) < max(begun))
 
 
 def _forgotten(row: Mapping[str, Any], at: float) -> Mapping[str, Any]:
