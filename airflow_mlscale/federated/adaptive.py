@@ -54,7 +54,7 @@ LONGEST_BACKOFF = 8
 """Rounds for which a silent site is left alone at most."""
 DATA_POWER = 0.5
 """Freshness grows with a site's samples to this power."""
-COST_POWER, HURRIED_COST_POWER = 0.3, 0.0
+COST_POWER = 0.3
 """Freshness is ranked per site time to this power: whole costs would leave the slow sites' data out for good."""
 TIME_POWER, HURRIED_TIME_POWER = 0.4, 0.7
 """A cohort's freshness is compared per length of its round to this power."""
@@ -148,20 +148,19 @@ def choose(
     seen: policy.Seen,
 ) -> list[Site]:
     """The sites that give most freshness per cost, enough of them for ``wanted`` answers."""
-    cost_power = HURRIED_COST_POWER if hurry else COST_POWER
     time_power = HURRIED_TIME_POWER if hurry else TIME_POWER
     answers = wanted * (HURRIED_SELECTION if hurry else 1.0)
     order = list(sites)
     static.draw(run, seen).shuffle(order)  # ties, and the first rounds
     fresh = freshness(sites, seen.number)
-    ranked = sorted(order, key=lambda site: fresh[site.name] / times[site.name] ** cost_power, reverse=True)
+    ranked = sorted(order, key=lambda site: fresh[site.name] / times[site.name] ** COST_POWER, reverse=True)
     best: list[Site] = []
     most = -inf
     for cap in sorted(set(times.values())):
         taken = _take([site for site in ranked if times[site.name] <= cap], answers)
         if len(taken) < min(wanted, len(ranked)):
             continue
-        cost = sum(times[site.name] ** cost_power for site in taken) / len(taken)
+        cost = sum(times[site.name] ** COST_POWER for site in taken) / len(taken)
         longest = max(times[site.name] for site in taken)
         value = sum(fresh[site.name] for site in taken) / (cost * longest**time_power)
         if value > most:

@@ -39,7 +39,7 @@ PRIOR_ROUNDS, PRIOR_NOISE = 2.0, 0.08
 """What is believed of the relative noise before it is seen, and how many rounds outweigh it."""
 HUBER = 2.0
 """Residuals beyond this many standard deviations count as this many."""
-DRIFT = 0.2
+DRIFT = 0.1
 """Relative error of a prediction for each e-fold of work beyond what was seen."""
 EPOCH_GAIN, COHORT_GAIN = 0.35, 0.35
 """Effort of a round grows with its epochs and its answers to these powers; measured on small non-iid federations."""

@@ -23,6 +23,8 @@ HOPELESS = 0.03
 """Below this chance a target looks out of reach, …"""
 SURE_ROUNDS, SURE_SHARE = 20, 0.3
 """… after so many rounds, or once this part of the rounds that the limits allow is done."""
+CERTAIN = 0.003
+"""Below this chance a mature run needs no second look."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +53,11 @@ class Forecast:
     def hopeless(self) -> bool:
         """Whether the target looks out of reach, and enough was seen to say so."""
         return self.chance < HOPELESS and self.mature
+
+    @property
+    def certain(self) -> bool:
+        """Whether the target is so far out of reach that no second look is needed."""
+        return self.chance < CERTAIN and self.mature
 
     @property
     def mature(self) -> bool:

@@ -76,7 +76,8 @@ def with_forecast(state: model.RunState, seen: Forecast | None) -> model.RunStat
     """The state after a prediction; doubts count until one gives hope."""
     if seen is None:
         return replace(state, forecast=None)
-    return replace(state, forecast=seen.to_json(), doubts=state.doubts + 1 if seen.hopeless else 0)
+    more = DOUBTS if seen.certain else 1
+    return replace(state, forecast=seen.to_json(), doubts=state.doubts + more if seen.hopeless else 0)
 
 
 def _limit(run: RunSettings, state: model.RunState, now: float) -> str | None:
