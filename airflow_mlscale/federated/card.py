@@ -34,11 +34,16 @@ def card(run: RunSettings, state: model.RunState, versions: Mapping[str, str]) -
     """
     behind = [done for done in state.rounds if done.number <= state.best_round]
     best = behind[-1] if behind else None
+    if best is not None and run.measured_by_sites:
+        behind = behind[:-1]  # the model that was measured in a round is the one that it began with
     return {
         "card": FORM,
         "run_id": run.run_id,
         "simulated": state.simulated,
-        "model": {"function": run.model, "keras_model": state.keras_model, "saved_model": state.saved_model},
+        "model": {
+            "function": run.model or run.initial_weights, "keras_model": state.keras_model,
+            "saved_model": state.saved_model, "weights_file": state.weights_file,
+        },
         "quality": {
             "metric": run.target.metric,
             "value": best.value if best else None,
@@ -51,14 +56,14 @@ def card(run: RunSettings, state: model.RunState, versions: Mapping[str, str]) -
             "values": state.values,
         },
         "data": {
-            "function": run.client_data,
+            "function": run.client_data or run.client_script,
             "samples": sum(site["samples"] for site in _sites(state, behind) if site["rounds_in_model"]),
             "sites": _sites(state, behind),
         },
         "training": _training(run, state),
         "privacy": _privacy(run, state),
         "versions": dict(sorted(versions.items())),
-    }
+    }  # fmt: skip
 
 
 def _training(run: RunSettings, state: model.RunState) -> dict[str, Any]:
@@ -134,8 +139,9 @@ def _summary(found: Mapping[str, Any]) -> str:
     quality, data, training = found["quality"], found["data"], found["training"]
     verdict = "reached" if quality["reached"] else "not reached"
     taking_part = sum(1 for site in data["sites"] if site["rounds_in_model"])
+    kind = "Keras model" if found["model"]["saved_model"] else "Weights"
     return (
-        f"Keras model of `{found['model']['function']}`, trained on {data['samples']} samples of {taking_part} sites "
+        f"{kind} of `{found['model']['function']}`, trained on {data['samples']} samples of {taking_part} sites "
         f"in {training['rounds']} rounds{'' if found['simulated'] else '; their data stayed where it was'}. "
         f"Target {quality['metric']} "
         f"{'>=' if quality['higher_is_better'] else '<='} {quality['target']:g}: {verdict} ({training['reason']})."
@@ -146,9 +152,13 @@ def _quality(quality: Mapping[str, Any]) -> list[str]:
     if quality["value"] is None:
         return ["Never evaluated."]
     low, high = _ends(quality["values"])
+    held_out = quality["held_out_by"]
+    where = f"the held-out data of `{held_out}`" if held_out else "what the sites keep from training"
+    loss = "" if quality["loss"] is None else f", loss {quality['loss']:.4f}"
     return [
-        f"{quality['metric']} {quality['value']:.4f}, loss {quality['loss']:.4f} on the held-out data of "
-        f"`{quality['held_out_by']}`, after round {quality['round']}, the best of {len(quality['values'])}. "
+        f"{quality['metric']} {quality['value']:.4f}{loss} on {where}, "
+        f"{'after' if held_out else 'as it was sent in'} round {quality['round']}, "
+        f"the best of {len(quality['values'])}. "
         "The best round is chosen on the same data, which flatters it a little.",
         "",
         f"Per round: `{curve(quality['values'])}` ({low:.4f} to {high:.4f})",

@@ -6,19 +6,23 @@ Talks to the federation through its admin port and to the run through its direct
 from __future__ import annotations
 
 import contextlib
+import getpass
 import json
 import logging
+import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import card, labels, model, ports, stopping, watch
+from airflow_mlscale.federated import checks, labels, limits, model, narration, ports, stopping, summary, watch
 from airflow_mlscale.federated.adapters import job_folder, run_directory
 from airflow_mlscale.federated.settings import RunSettings, check_run_id
+from airflow_mlscale.runtime import deadlines, journal
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +38,8 @@ class RunClient:
     run_store: Path
     max_segments: int = 5
     """Segments of one run, the first included; a run that is lost more often fails."""
+    keeps_alive: bool = False
+    """Whether following a run keeps it alive: a simulated one ends when nobody follows it."""
     restart_patience_s: float = 120.0
     """How long a federation may take to come back before a lost run's next segment cannot be submitted."""
 
@@ -57,9 +63,10 @@ class RunClient:
         """
         directory = self.directory(run.run_id)
         self._check(run)
-        known = directory.settings()
-        if known is not None and _comparable(known) != _comparable(run):
+        first = directory.first_settings()
+        if first is not None and _comparable(first) != _comparable(run):
             log.warning("run %s is known with other settings; it keeps those it began with", run.run_id)
+        known = directory.settings()
         run = known or run
         state, (segment, job_id) = directory.state(), directory.last_segment()
         if state is not None and state.status.usable:
@@ -70,6 +77,7 @@ class RunClient:
         else:
             if known is None:
                 job_folder.check(run)
+            directory.withdraw_end()  # whoever begins it again wants it to go on
             self._submit(directory, directory.create(run), segment + 1)
         return run
 
@@ -81,9 +89,9 @@ class RunClient:
             UnreachableError: the federation does not answer.
         """
         directory = self.directory(run_id)
-        run, (segment, job_id) = directory.settings(), directory.last_segment()
+        run, (segment, job_id) = directory.first_settings(), directory.last_segment()
         if run is None:
-            raise errors.InvalidInputError("run_id", run_id, f"there is no such run in {self.run_store}")
+            raise self._unknown(run_id)
         if segment >= self.max_segments:
             raise errors.FederatedRunFailedError(f"run {run_id} was lost {segment} times, last because: {reason}")
         log.warning("segment %d of run %s is lost (%s); submitting segment %d", segment, run_id, reason, segment + 1)
@@ -111,6 +119,64 @@ class RunClient:
         if job_id:
             self.admin.abort(job_id)
 
+    def end(self, run_id: str, *, by: str, why: str) -> bool:
+        """Ask a run to end with the best model that it has; asking twice is asking once.
+
+        Its controller does so within a second, the next segment's if it has none at the moment.
+
+        Args:
+            run_id: the run.
+            by: who asks.
+            why: in words.
+
+        Returns:
+            Whether there was something to end.
+
+        Raises:
+            InvalidInputError: there is no such run.
+        """
+        directory = self.directory(run_id)
+        if not directory.exists():
+            raise self._unknown(run_id)
+        state = directory.state()
+        if state is not None and state.status.ended:
+            return False
+        directory.ask_to_end(by, why)
+        return True
+
+    def change(self, run_id: str, *, by: str = "", **values: Any) -> RunSettings:
+        """Change limits or target of a run that is under way; its controller hears of it within a round.
+
+        A deadline that is brought forward closes an open round in time.
+
+        Args:
+            run_id: the run.
+            by: who changes it; default is this process's user.
+            values: ``deadline`` (as the operator takes it; a duration counts from now), ``max_rounds``, ``target``
+                (the value), ``node_seconds`` and ``gigabytes`` (of the budget). None takes a limit away.
+
+        Returns:
+            The settings that hold now.
+
+        Raises:
+            InvalidInputError: there is no such run, it has ended, or a value is wrong or lies behind the run already.
+        """
+        directory = self.directory(run_id)
+        run, state = directory.settings(), directory.state()
+        if run is None:
+            raise self._unknown(run_id)
+        now = state.updated_at if state is not None and state.simulated else time.time()
+        change = limits.Change(what=_changed(values, now), by=by or _who(), at=now)
+        after = limits.check(run, state, change, now=now)
+        directory.change(change)
+        return after
+
+    def known(self) -> list[tuple[RunSettings, model.RunState | None]]:
+        """All runs of the store with the settings that hold, the latest ones last."""
+        found = [run_directory.RunDirectory(path.parent) for path in self.run_store.glob("*/settings.json")]
+        found.sort(key=lambda directory: (directory.path / "settings.json").stat().st_mtime)
+        return [(run, each.state()) for each in found if (run := each.settings()) is not None]
+
     def result(self, run_id: str) -> dict[str, Any]:
         """What a run came to, as JSON; empty of models while it is under way.
 
@@ -120,8 +186,8 @@ class RunClient:
         directory = self.directory(run_id)
         run, state = directory.settings(), directory.state()
         if run is None:
-            raise errors.InvalidInputError("run_id", run_id, f"there is no such run in {self.run_store}")
-        return summary(run, state)
+            raise self._unknown(run_id)
+        return summary.summary(run, state)
 
     def met(self, run_id: str, condition: stopping.Condition) -> dict[str, Any] | None:
         """The round in which a run met a condition, as JSON; None while it may still.
@@ -157,12 +223,14 @@ class RunClient:
         return f"run {run_id}: waiting for {condition}"
 
     def follower(self, run_id: str) -> Follower:
-        """Something to look at the run with, again and again; it tells about rounds that are still to come."""
+        """Something to look at the run with, again and again; it tells what is still to come."""
         directory = self.directory(run_id)
         segment, job_id = directory.last_segment()
-        state = directory.state()
-        done = len(state.rounds) if state else 0
-        return Follower(self, run_id, watch.Watch(segment=segment, began_s=time.monotonic()), job_id, rounds_seen=done)
+        seen = watch.Watch(segment=segment, began_s=time.monotonic())
+        return Follower(self, run_id, seen, job_id, records_seen=len(directory.records()))
+
+    def _unknown(self, run_id: str) -> errors.InvalidInputError:
+        return errors.InvalidInputError("run_id", run_id, f"there is no such run in {self.run_store}")
 
     def _check(self, run: RunSettings) -> None:
         if not self.run_store.is_dir():
@@ -197,12 +265,25 @@ class RunClient:
 
     def _submit(self, directory: run_directory.RunDirectory, run: RunSettings, segment: int) -> None:
         directory.withdraw_stop()
+        if self.keeps_alive:
+            directory.needed()
         with tempfile.TemporaryDirectory(prefix="mlscale-job-") as scratch:
             folder = Path(scratch) / f"{run.run_id}.{segment}"
             job_folder.render(run, segment=segment, run_dir=directory.path.resolve(), folder=folder)
             job_id = self.admin.submit(folder, f"{run.run_id}.{segment}")
         directory.submitted(segment, job_id)
         log.info("submitted run %s, segment %d, as job %s", run.run_id, segment, job_id)
+
+
+@dataclass(frozen=True)
+class News:
+    """What a follower had not seen yet."""
+
+    run: RunSettings
+    """The settings that hold."""
+    state: model.RunState
+    records: Sequence[journal.Record]
+    """Of the decision journal; at most those of the state."""
 
 
 @dataclass
@@ -213,12 +294,14 @@ class Follower:
     run_id: str
     seen: watch.Watch
     job_id: str | None
-    rounds_seen: int = 0
+    records_seen: int = 0
     _status_asked_s: float = 0.0
 
     def look(self) -> watch.Look:
         """One look; blocks for up to a few seconds while the segment has not begun."""
         directory = self.client.directory(self.run_id)
+        if self.client.keeps_alive:
+            directory.needed()
         now_s = time.monotonic()
         job_over = self._job_over(now_s)  # first: a run that ends while the engine answers must not look lost
         found, self.seen = watch.look(
@@ -230,16 +313,22 @@ class Follower:
         )
         return found
 
-    def new_rounds(self, told: Callable[[str], None]) -> model.RunState | None:
-        """Tell about every round since the last call, in words; returns the state."""
+    def news(self) -> News | None:
+        """What the journal tells since the last call; None while the run has not begun."""
         directory = self.client.directory(self.run_id)
-        state, run = directory.state(), directory.settings()
+        records = directory.records()
+        run, state = directory.settings(), directory.state()
         if state is None or run is None:
-            return state
-        for done in state.rounds[self.rounds_seen :]:
-            told(describe(run, done, now=time.time()))
-        self.rounds_seen = max(self.rounds_seen, len(state.rounds))
-        return state
+            return None
+        new, self.records_seen = records[self.records_seen :], len(records)
+        return News(run, state, new)
+
+    def new_rounds(self, told: Callable[[str], None]) -> News | None:
+        """Tell about every record since the last call, in words; returns them."""
+        news = self.news()
+        for line in narration.told(news.records, news.run, news.state) if news else ():
+            told(line)
+        return news
 
     def _job_over(self, now_s: float) -> bool:
         asked_lately = now_s - self._status_asked_s < STATUS_EVERY_S
@@ -253,64 +342,21 @@ class Follower:
         return status is None or status.startswith("FINISHED")
 
 
-def describe(run: RunSettings, done: model.Round, *, now: float) -> str:
-    """One line about one round, for a person."""
-    left = "no deadline" if run.deadline_at is None else f"{max(0.0, run.deadline_at - now):.0f} s left"
-    return (
-        f"round {done.number} of at most {run.max_rounds}: "
-        f"{run.target.metric} {done.value:.4f} (target {run.target.value:g}), "
-        f"{len(done.answered)} of {len(done.asked)} sites, {done.seconds:.1f} s, {left}"
-    )
+def _changed(values: Mapping[str, Any], now: float) -> dict[str, float | int | None]:
+    """A change by the names of `limits`, out of what a person writes."""
+    for name in values:
+        checks.one_of(name, "limits", ("deadline", *limits.NAMES[1:]))
+    found = dict(values)
+    if "deadline" in found and (deadline := found.pop("deadline")) is not None:
+        deadlines.check(deadline)
+        found["deadline_at"] = deadlines.resolve(deadline, started_at=datetime.fromtimestamp(now, UTC)).timestamp()
+    elif "deadline" in values:
+        found["deadline_at"] = None
+    return found
 
 
-def summary(run: RunSettings, state: model.RunState | None) -> dict[str, Any]:
-    """A run as one JSON object: the operator's XCom."""
-    state = state or model.RunState(run_id=run.run_id, deadline_at=run.deadline_at)
-    reached = state.status == model.Status.REACHED
-    return {
-        "run_id": run.run_id,
-        "metric": run.target.metric,
-        "target": run.target.value,
-        "reached": reached,
-        "accuracy": state.best_value,
-        "value": state.best_value,
-        "rounds": len(state.rounds),
-        "best_round": state.best_round,
-        "stopped_early": reached and len(state.rounds) < run.max_rounds,
-        "stopped_reason": state.reason,
-        "status": str(state.status),
-        "simulated": state.simulated,
-        "segments": state.segment,
-        "started_at": state.started_at,
-        "finished_at": state.updated_at,
-        "deadline_at": run.deadline_at,
-        "seconds": round(state.updated_at - state.started_at, 3),
-        "node_seconds": round(state.node_seconds, 3),
-        "gigabytes": state.gigabytes,
-        "forecast": state.forecast,
-        "epsilon": state.epsilon,
-        "delta": run.privacy.delta if run.privacy else None,
-        "saved_model": state.saved_model,
-        "keras_model": state.keras_model,
-        "model_card": str(Path(state.saved_model).parent / card.FILE) if state.saved_model else None,
-        "rounds_table": [
-            {
-                "round": done.number, "value": done.value, "loss": done.loss, "seconds": done.seconds,
-                "asked": len(done.asked), "answered": len(done.answered), "samples": done.samples,
-                "segment": done.segment, "late": len(done.late), "epochs": max(done.epochs.values(), default=0),
-                "node_s": done.node_s,
-            }
-            for done in state.rounds
-        ],
-        "sites_table": [
-            {
-                "site": site.name, "samples": site.samples, "overhead_s": site.overhead_s, "epoch_s": site.epoch_s,
-                "reliability": round(site.reliability, 3), "asked": site.asked, "answered": site.answered,
-                "node_s": round(site.busy_s, 3), "gigabytes": site.gigabytes,
-            }
-            for site in state.sites
-        ],
-    }  # fmt: skip
+def _who() -> str:
+    return f"{getpass.getuser()}@{socket.gethostname()}"
 
 
 def _halted(state: model.RunState | None, segment: int) -> bool:

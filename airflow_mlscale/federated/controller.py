@@ -10,17 +10,20 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.federated import (
     curve,
     forecast,
+    limits,
     model,
     policies,
     policy,
     ports,
     privacy,
     server_step,
+    site_quality,
     sites,
     stopping,
 )
@@ -59,15 +62,36 @@ class SegmentController:
     def play(self) -> model.RunState:
         """Play rounds to the end of the run; returns its last durable state."""
         state, weights = self._resume()
-        while not (decided := self._verdict(state)).ends:
+        while not (decided := self._verdict(state := self._heard(state))).ends:
             if self.store.stop_asked():
-                decided = self._stopped()
+                decided = self._stopped(state)
                 break
             state, weights, failure = self._round(state, weights)
             if failure:
                 decided = stopping.Verdict(model.Status.FAILED, failure)
                 break
         return self._end(state, decided)
+
+    def _heard(self, state: model.RunState) -> model.RunState:
+        """Take over limits and target that were changed, and judge the run by them anew: old doubts say nothing."""
+        changes = self.store.changes()[state.changes :]
+        if not changes:
+            return state
+        for number, change in enumerate(changes, state.changes + 1):
+            told = limits.told(change, self.run)
+            log.info("run %s: %s", self.run.run_id, told)
+            self.store.note(state, number, change, told)
+            self.run = limits.held(self.run, [change])
+        self._forecast = forecast.predict(self.run, state, now=self.now())
+        state = replace(self._with_limits(state), changes=state.changes + len(changes), doubts=0)
+        state = stopping.with_forecast(state, self._forecast)
+        self._save(state)
+        return state
+
+    def _with_limits(self, state: model.RunState) -> model.RunState:
+        return replace(
+            state, target=self.run.target.value, deadline_at=self.run.deadline_at, max_rounds=self.run.max_rounds
+        )
 
     def _verdict(self, state: model.RunState) -> stopping.Verdict:
         decided, secret = stopping.verdict(self.run, state, now=self.now(), seen=self._forecast), self.run.privacy
@@ -76,19 +100,21 @@ class SegmentController:
         ended = model.Status.LIMIT if state.rounds else model.Status.FAILED
         return stopping.Verdict(ended, f"one more round could exceed max_epsilon={secret.max_epsilon:g}")
 
-    def _stopped(self) -> stopping.Verdict:
+    def _stopped(self, state: model.RunState) -> stopping.Verdict:
         if self.store.interrupted():
             return stopping.Verdict(model.Status.INTERRUPTED, "the engine ended the job: one of its processes died")
+        if (why := self.store.end_asked()) is not None:
+            return stopping.ended_on_request(state, why)
         return stopping.Verdict(model.Status.ABORTED, "asked to stop")
 
     def _resume(self) -> tuple[model.RunState, ports.Weights]:
         state, weights = self.store.begin(self.segment)
         if state is None:
             state = model.RunState(
-                run_id=self.run.run_id, metric=self.run.target.metric, target=self.run.target.value,
-                started_at=self.now(), deadline_at=self.run.deadline_at, max_rounds=self.run.max_rounds,
-                simulated=self.simulated,
-            )  # fmt: skip
+                run_id=self.run.run_id, metric=self.run.target.metric, started_at=self.now(), simulated=self.simulated
+            )
+            state = self._with_limits(state)
+        self.run = limits.held(self.run, self.store.changes()[: state.changes])
         state = replace(state, status=model.Status.RUNNING, reason="", segment=self.segment, failed_rounds=0)
         self._names = frozenset(self.sites.names())
         state = replace(state, sites=sites.merged(state.sites, sites.present(state.sites, self._names)))
@@ -119,19 +145,20 @@ class SegmentController:
         if not policy.counts(plan, answers):
             if self.store.stop_asked():  # the round was cut short on purpose
                 return state, weights, None
-            return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
+            return self._uncounted(state, plan, answers), weights, _same_error(self.run, state, plan, answers)
         self._last_round_s = closed_s
         weights, self._memory = server_step.step(
             self.run, [*answers, *late], weights, self._memory, trained=self._trained
         )
-        seen = self.evaluator.evaluate(weights)
+        by_sites = self.run.measured_by_sites
+        seen = site_quality.combined(self.run, answers) if by_sites else self.evaluator.evaluate(weights)
         state = policy.with_round(state, self.run.target, self._done(state, plan, answers, late, seen, started))
         self._forecast = forecast.predict(self.run, state, now=self.now())
         state = stopping.with_forecast(state, self._forecast)
         if self.run.privacy is not None:
             state = replace(state, epsilon=privacy.spent(self.run.privacy, state.rounds).epsilon)
         weights = self._brought_back(state, weights)
-        self._save(state, weights)
+        self._save(state, weights, sent if by_sites else ())
         done = state.rounds[-1]
         counts = f"{len(done.answered)} of {len(done.asked)} sites, {done.seconds:.1f} s"
         log.info("round %d: %s %.4f, %s; %s", done.number, state.metric, done.value, counts, plan.reason)
@@ -211,7 +238,7 @@ class SegmentController:
         plan: policy.RoundPlan,
         answers: Sequence[model.SiteAnswer],
         late: Sequence[model.SiteAnswer],
-        seen: Mapping[str, float],
+        seen: Mapping[str, Any],
         started: float,
     ) -> model.Round:
         """The record of a complete round; what it cost is what the sites' records grew by since the last one."""
@@ -246,25 +273,33 @@ class SegmentController:
         if decided.status.usable and state.rounds:
             self._save(replace(state, status=model.Status.EXPORTING, reason=reason))
             exported = self.evaluator.export(self.store.best_weights(state), self.output_dir)
-            state = replace(state, saved_model=exported.saved_model, keras_model=exported.keras_model)
+            state = replace(
+                state, saved_model=exported.saved_model, keras_model=exported.keras_model,
+                weights_file=exported.weights_file,
+            )  # fmt: skip
         state = replace(state, status=decided.status, reason=reason)
         self._save(state)
         log.info("run %s: %s, %s", self.run.run_id, state.status, reason)
         return state
 
-    def _save(self, state: model.RunState, weights: ports.Weights | None = None) -> None:
-        self.store.checkpoint(replace(state, updated_at=self.now()), weights, self._memory)
+    def _save(self, state: model.RunState, weights: ports.Weights | None = None, measured: ports.Weights = ()) -> None:
+        self.store.checkpoint(replace(state, updated_at=self.now()), weights, self._memory, measured)
 
 
 def _gigabytes(weights: ports.Weights) -> float:
     return sum(float(array.nbytes) for array in weights) / 1e9
 
 
-def _same_error(plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]) -> str | None:
+def _same_error(
+    run: RunSettings, state: model.RunState, plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]
+) -> str | None:
     """What the sites said, if every one of them failed: then the user's code is at fault and no new try helps."""
     if len(answers) < len(plan.asked) or any(answer.error is None for answer in answers):
         return None
-    if any(answer.error == LOST for answer in answers):
+    lost = [answer for answer in answers if answer.error == LOST]
+    if run.client_script and not state.rounds and len(lost) == len(answers):
+        return f"client_script={run.client_script!r} ended on every site before it answered; the sites' logs say why"
+    if lost:
         return None
     told = "; ".join(f"{answer.site}: {answer.error}" for answer in answers)
     return f"no site could train: {told}"[:4000]

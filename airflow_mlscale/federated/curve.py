@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from math import erf, exp, inf, isfinite, log, sqrt
 from statistics import median
 
-from airflow_mlscale.federated.model import Metric
+from airflow_mlscale.federated.metrics import Metric
 
 LEAST_ROUNDS = 4
 """Rounds without which nothing is said."""
@@ -55,14 +55,14 @@ def error_of(metric: Metric, value: float) -> float:
     """Distance of a value from the best that its metric can have; not negative, infinite for what is no number."""
     if not isfinite(value):
         return inf
-    return max(0.0, metric.most - value) if metric.higher_is_better else max(0.0, value - metric.least)
+    return max(0.0, metric.ideal - value if metric.higher_is_better else value - metric.ideal)
 
 
 def value_of(metric: Metric, error: float) -> float:
     """The value at a distance from the best one; never out of the metric's range."""
     if metric.higher_is_better:
-        return max(metric.least, metric.most - error)
-    return min(metric.most, metric.least + error)
+        return max(metric.least, metric.ideal - error)
+    return min(metric.most, metric.ideal + error)
 
 
 @dataclass(frozen=True)

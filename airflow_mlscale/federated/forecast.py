@@ -19,6 +19,8 @@ RECENT = 5
 """Rounds that say what the next one will cost."""
 SPEED_UP = 1.25
 """Work that a round may still be made to do, ÷ what rounds do now: a doubt must hold even then."""
+CURVE_POINTS, FARTHEST = 10, 1000
+"""Points of a predicted curve, and the most rounds ahead of the last one."""
 HOPELESS = 0.03
 """Below this chance a target looks out of reach, …"""
 SURE_ROUNDS, SURE_SHARE = 20, 0.3
@@ -48,6 +50,8 @@ class Forecast:
     """The metric at the limit, from a bad to a good outcome."""
     done: int
     """Rounds behind the prediction."""
+    ahead: tuple[tuple[int, curve.Span], ...] = ()
+    """A few rounds to come, by number, with the metric after them."""
 
     @property
     def hopeless(self) -> bool:
@@ -73,6 +77,10 @@ class Forecast:
             "rounds_to_limit": _finite(self.rounds_to_limit),
             "limit": self.limit,
             "chance": round(self.chance, 4),
+            "curve": [
+                [number, *(_finite(value) for value in (span.low, span.middle, span.high))]
+                for number, span in self.ahead
+            ],
         }
 
 
@@ -83,7 +91,7 @@ def _finite(number: float) -> float | None:
 def predict(run: RunSettings, state: model.RunState, *, now: float) -> Forecast | None:
     """What the rounds so far say; None while they say nothing."""
     seen = curve.fit(
-        model.METRICS[run.target.metric], state.values, [each.effort for each in state.rounds]
+        run.target.scale, state.values, [each.effort for each in state.rounds]
     )  # fmt: skip
     if seen is None:
         return None
@@ -105,7 +113,21 @@ def predict(run: RunSettings, state: model.RunState, *, now: float) -> Forecast 
         chance=seen.chance(run.target.value, reachable_x),
         at_limit=seen.value_at(seen.x + min(rounds_to_limit, 1e6) * costs.effort),
         done=len(state.rounds),
+        ahead=_ahead(seen, len(state.rounds), _horizon(rounds, rounds_to_limit, len(state.rounds)), costs.effort),
     )
+
+
+def _horizon(rounds: curve.Span, rounds_to_limit: float, done: int) -> int:
+    """Rounds that are worth drawing: to the target and a bit on, or as many as were done; never beyond the limits."""
+    wanted = 1.2 * rounds.high
+    if not isfinite(wanted):
+        wanted = max(2.0 * done, 1.2 * rounds.low if isfinite(rounds.low) else 0.0)
+    return int(max(1.0, min(wanted, rounds_to_limit, FARTHEST)))
+
+
+def _ahead(seen: curve.Curve, done: int, horizon: int, effort: float) -> tuple[tuple[int, curve.Span], ...]:
+    steps = sorted({max(1, round(horizon * i / CURVE_POINTS)) for i in range(1, CURVE_POINTS + 1)})
+    return tuple((done + step, seen.value_at(seen.x + step * effort)) for step in steps)
 
 
 @dataclass(frozen=True)

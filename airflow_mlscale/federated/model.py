@@ -8,64 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
-from math import inf, isfinite, sqrt
+from math import isfinite, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import checks
+from airflow_mlscale.federated import checks, metrics
 from airflow_mlscale.federated.sites import Site
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A Keras metric that a run can be held to."""
-
-    name: str
-    least: float
-    most: float
-    higher_is_better: bool = True
-
-
-_SHARES = (
-    "accuracy",
-    "binary_accuracy",
-    "categorical_accuracy",
-    "sparse_categorical_accuracy",
-    "top_k_categorical_accuracy",
-    "sparse_top_k_categorical_accuracy",
-    "auc",
-    "precision",
-    "recall",
-)
-_ERRORS = ("loss", "mean_squared_error", "mean_absolute_error", "root_mean_squared_error")
-
-METRICS: Mapping[str, Metric] = {
-    **{name: Metric(name, 0.0, 1.0) for name in _SHARES},
-    **{name: Metric(name, 0.0, inf, higher_is_better=False) for name in _ERRORS},
-}
-"""Metrics by name; all but ``loss`` are resolved by Keras for the task of the model (binary, categorical, …)."""
-
-
-def check_value(field: str, metric: str, value: object) -> None:
-    """Refuse what no run can be held to.
-
-    Args:
-        field: how the user calls the value.
-        metric: a name out of `METRICS`.
-        value: what the metric must reach.
-
-    Raises:
-        InvalidInputError: an unknown metric, or a value out of its range.
-    """
-    if metric not in METRICS:
-        raise errors.InvalidInputError("metric", metric, f"use a Keras metric out of {', '.join(sorted(METRICS))}")
-    known = METRICS[metric]
-    number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-    if not number or not known.least <= value <= known.most or value == 0:  # type: ignore[operator]
-        span = f"in (0, {known.most:g}]" if known.most < inf else "above 0"
-        raise errors.InvalidInputError(field, value, f"a target for {metric} must be a number {span}")
-
 
 BOUND_ROUNDS = 5
 """Evaluations behind a confidence bound."""
@@ -73,28 +22,38 @@ BOUND_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Quality:
-    """The one condition of a run: a metric on held-out data has a value, several evaluations in a row."""
+    """The one condition of a run: a metric on data that nobody trains on has a value, several evaluations in a row."""
 
     metric: str
-    """Name of a Keras metric, see `METRICS`."""
+    """Name of a metric that Keras knows (see `metrics.METRICS`) or that a client script tells, or ``module:name`` of
+    one's own: a ``keras.metrics.Metric`` class, a function that returns one, or a function ``(y_true, y_pred)``."""
     value: float
     """What it must reach: at least this, or at most this for errors and losses."""
     in_a_row: int = 2
     """Evaluations in a row that must reach it, so that one lucky round does not end a run."""
     confidence: float | None = None
     """The value is also held when, with this probability, the mean of the last evaluations reaches it: 0.95, say."""
+    higher_is_better: bool | None = None
+    """Whether greater values are better; known, and not to be given, of Keras' metrics. A bool once it is built."""
+    best: float | None = None
+    """The best value that a metric of one's own can have; None for 1, or 0 where lower is better."""
 
     def __post_init__(self) -> None:
-        check_value("target", self.metric, self.value)
+        metrics.check_value("target", self.scale, self.value)
+        object.__setattr__(self, "higher_is_better", self.scale.higher_is_better)
         if not isinstance(self.in_a_row, int) or isinstance(self.in_a_row, bool) or self.in_a_row < 1:
             raise errors.InvalidInputError("in_a_row", self.in_a_row, "must be a whole number >= 1")
         if self.confidence is not None:
             checks.within(self.confidence, "confidence", 0.5, 1.0)
 
     @property
-    def higher_is_better(self) -> bool:
-        """Whether greater values of the metric are better."""
-        return METRICS[self.metric].higher_is_better
+    def scale(self) -> metrics.Metric:
+        """What is known of the metric.
+
+        Raises:
+            InvalidInputError: too little is.
+        """
+        return metrics.named(self.metric, higher_is_better=self.higher_is_better, best=self.best)
 
     def met(self, value: float | None) -> bool:
         """Whether one evaluation reaches the value; a missing or non-finite one does not."""
@@ -157,8 +116,10 @@ class Status(StrEnum):
     """Ended below the target because its rounds made no progress any more, with a usable model."""
     INFEASIBLE = "infeasible"
     """Ended before its limits because its learning curve does not reach the target within them, with a usable model."""
+    STOPPED = "stopped"
+    """Asked to end early with what it has: by a sensor or a person, below the target, with a usable model."""
     ABORTED = "aborted"
-    """Told to stop."""
+    """Told to stop and to leave no model."""
     INTERRUPTED = "interrupted"
     """The segment ended before the run did, for example without a quorum; another segment can go on."""
     FAILED = "failed"
@@ -171,8 +132,8 @@ class Status(StrEnum):
 
     @property
     def usable(self) -> bool:
-        """Whether the run ended by its own judgement, with a model: the target, a limit, or no hope."""
-        return self in (Status.REACHED, Status.LIMIT, Status.STALLED, Status.INFEASIBLE)
+        """Whether the run ended with a model: the target, a limit, no hope, or asked to end with what it has."""
+        return self in (Status.REACHED, Status.LIMIT, Status.STALLED, Status.INFEASIBLE, Status.STOPPED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,9 +143,10 @@ class Round:
     number: int
     """From 1."""
     value: float
-    """The target's metric on the held-out data after the round."""
-    loss: float
-    """Held-out loss."""
+    """The target's metric: on the server's held-out data after the round, or, where the sites measure, of the model
+    that they were sent in it."""
+    loss: float | None
+    """Loss on the same data; None where a client script tells none."""
     asked: tuple[str, ...]
     """Sites that were sent the model."""
     answered: tuple[str, ...]
@@ -237,11 +199,13 @@ class RunState:
     failed_rounds: int = 0
     """Rounds in a row without a quorum."""
     best_round: int = 0
-    """The round whose weights are best on the held-out data; 0 before the first."""
+    """The round whose evaluation is best, and whose evaluated weights are kept; 0 before the first."""
     epsilon: float | None = None
     """Privacy that the models so far have spent, for the settings' δ; None where none is promised."""
     saved_model: str | None = None
     keras_model: str | None = None
+    weights_file: str | None = None
+    """Exported weights, of runs without a Keras model."""
     sites: tuple[Site, ...] = ()
     """What is known of every site that was ever seen."""
     simulated: bool = False
@@ -250,6 +214,13 @@ class RunState:
     """Rounds in a row after which the target looked out of reach."""
     forecast: Mapping[str, Any] | None = None
     """What was predicted after the last round, see `forecast.Forecast`."""
+    changes: int = 0
+    """Changes of limits and target that the run has heard of, see `limits`."""
+
+    @property
+    def exported(self) -> str | None:
+        """What the run has exported: a directory, or a file where there is no Keras model."""
+        return self.saved_model or self.weights_file
 
     @property
     def node_seconds(self) -> float:
@@ -308,6 +279,12 @@ class SiteAnswer:
     """The round that it answers."""
     utility: float | None = None
     """Loss of its samples in the first local epoch: what they still had to teach."""
+    value: float | None = None
+    """The target's metric of the model that it was sent, on data that it does not train on; where sites measure."""
+    value_loss: float | None = None
+    """Loss on the same data."""
+    value_samples: int = 0
+    """Samples that were measured on; 0 for as many as it trains on."""
     error: str | None = None
     """Why the site could not train, in words; then it has no weights."""
     weights: Sequence[Any] = field(default=(), repr=False)

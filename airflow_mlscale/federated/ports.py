@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from airflow_mlscale.federated import model, policy
+from airflow_mlscale.federated import limits, model, policy
 
 Weights = Sequence[Any]
 """NumPy arrays in the model's own order."""
@@ -30,8 +30,10 @@ class Sites(Protocol):
 class Exported:
     """Where a model went."""
 
-    keras_model: str
-    saved_model: str
+    keras_model: str | None = None
+    saved_model: str | None = None
+    weights_file: str | None = None
+    """Arrays by name, where there is no Keras model."""
 
 
 class Evaluator(Protocol):
@@ -44,7 +46,7 @@ class Evaluator(Protocol):
         """For each array of the model whether gradients train it; asked only where `server_step.needs_trained`."""
 
     def evaluate(self, weights: Weights) -> Mapping[str, float]:
-        """The target's metric and ``loss`` on the held-out data."""
+        """The target's metric and ``loss`` on the held-out data; never asked where `RunSettings.measured_by_sites`."""
 
     def export(self, weights: Weights, directory: Path) -> Exported:
         """Write the model with these weights; all of it or nothing."""
@@ -59,18 +61,31 @@ class RunStore(Protocol):
     def memory(self) -> Weights:
         """The arrays that the server optimiser remembered after the last complete round; empty before the first."""
 
-    def checkpoint(self, state: model.RunState, weights: Weights | None = None, memory: Weights = ()) -> None:
+    def checkpoint(
+        self, state: model.RunState, weights: Weights | None = None, memory: Weights = (), measured: Weights = ()
+    ) -> None:
         """Make a state durable, and with it the weights of its last round and the optimiser's memory; atomic.
+
+        ``measured`` are the weights that the round's evaluation is about, where those are others.
 
         Raises:
             RunFailedError: a later segment has taken the run over.
         """
 
     def best_weights(self, state: model.RunState) -> Weights:
-        """Weights of the best round."""
+        """The weights that the best round's evaluation is about."""
+
+    def changes(self) -> Sequence[limits.Change]:
+        """All changes of limits and target since the run's first submission, in order."""
+
+    def note(self, state: model.RunState, number: int, change: limits.Change, told: str) -> None:
+        """Record that the run has heard of a change, the first being number 1."""
 
     def stop_asked(self) -> bool:
-        """Whether the round loop has to end: somebody asked the run to stop, or the engine ends this job."""
+        """Whether the round loop has to end: somebody asked the run to end, or the engine ends this job."""
+
+    def end_asked(self) -> str | None:
+        """Who asked the run to end with the best model that it has, and why; None if nobody did."""
 
     def interrupted(self) -> bool:
         """Whether it is the engine that ends this job, with nobody asking: a later segment may go on."""

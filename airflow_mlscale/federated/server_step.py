@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from airflow_mlscale.federated import aggregation, model, optimisers, privacy
+from airflow_mlscale.federated import aggregation, model, optimisers, privacy, site_quality
 from airflow_mlscale.federated.settings import RunSettings
 
 Weights = Sequence[Any]
@@ -26,7 +26,8 @@ def believed(
 
     Under privacy no site is judged by what others sent: that would let its data decide about theirs.
     """
-    seen = aggregation.believed(answers, sent, run.aggregation, compare=run.privacy is None)
+    told = [aggregation.refused(answer, site_quality.fault(run, answer)) for answer in answers]
+    seen = aggregation.believed(told, sent, run.aggregation, compare=run.privacy is None)
     if run.privacy is None or run.privacy.noise_at != "sites":
         return seen
     coordinates = sum(given.size for given, yes in zip(sent, trained, strict=True) if yes)

@@ -20,6 +20,11 @@ from airflow_mlscale.federated.combination import FEDAVG, MEAN, Aggregation, Pri
 from airflow_mlscale.federated.model import Quality
 
 FUNCTION = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+FUNCTIONS = ("model", "client_data", "evaluation_data", "initial_weights")
+"""Settings that name one."""
+SCRIPT = re.compile(r"[^\0\n]+\.py|[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+FORMATS = ("numpy", "pytorch", "keras_layer_weights")
+"""In which NVFlare gives a client script arrays: NumPy's, PyTorch's tensors, or lists of a Keras model's layers."""
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 SITE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 
@@ -72,16 +77,30 @@ class RunSettings:
 
     run_id: str
     """Names the run and its directory: letters, digits, dots, underscores and hyphens."""
-    model: str
+    model: str | None = None
     """``module:function`` that returns a compiled Keras model."""
-    client_data: str
-    """``module:function`` called on a site as ``(site_name, **data_args)``; returns its arrays ``(x, y)``."""
-    evaluation_data: str
-    """``module:function`` called on the server as ``(**data_args)``; returns held-out arrays ``(x, y)``."""
+    client_data: str | None = None
+    """``module:function`` called on a site as ``(site_name, **data_args)``; returns its arrays ``(x, y)``, or
+    ``((x, y), (x_val, y_val))``."""
+    evaluation_data: str | None = None
+    """``module:function`` called on the server as ``(**data_args)``; returns held-out arrays ``(x, y)``. None: the
+    sites measure the models that they are sent, see `site_quality`."""
+    client_script: str | None = None
+    """In place of `client_data`: a program that trains by NVFlare's client API, as its file's path or ``module``."""
+    client_script_args: tuple[str, ...] = ()
+    """Words of its command line."""
+    client_script_format: str = "numpy"
+    """How its `FLModel.params` hold arrays, one of `FORMATS`."""
+    initial_weights: str | None = None
+    """In place of `model`, for a client script: ``module:function`` that returns arrays by name."""
+    validation_split: float = 0.2
+    """Part of a site's data that is not trained on but measured on, where the sites measure."""
+    generated_modules: Mapping[str, str] = field(default_factory=dict)
+    """Sources of modules that are in no file, by name; they travel with the job."""
     target: Quality
     """When the run has reached what it is for."""
     data_args: Mapping[str, Any] = field(default_factory=dict)
-    """Keyword arguments of both data functions; JSON values."""
+    """Keyword arguments of both data functions, and of the model's as far as it takes them; JSON values."""
     extra_modules: tuple[str, ...] = ()
     """Modules that the functions' modules import and that travel with the job too."""
     deadline_at: float | None = None
@@ -146,6 +165,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         self._check_names()
+        self._check_work()
         self._check_sites()
         for name in ("max_rounds", "max_local_epochs", "batch_size", "max_failed_rounds"):
             _whole(getattr(self, name), name, 1)
@@ -165,9 +185,9 @@ class RunSettings:
 
     def _check_names(self) -> None:
         check_run_id(self.run_id)
-        for name in ("model", "client_data", "evaluation_data"):
+        for name in FUNCTIONS:
             value = getattr(self, name)
-            well_formed = isinstance(value, str) and FUNCTION.fullmatch(value)
+            well_formed = value is None or (isinstance(value, str) and FUNCTION.fullmatch(value))
             _check(well_formed, name, value, "write 'module:function', for example 'flight_model:build'")
         _check(isinstance(self.target, Quality), "target", self.target, "use Quality('accuracy', 0.9)")
         _check(
@@ -175,6 +195,55 @@ class RunSettings:
         )
         absolute = self.output_dir is None or (isinstance(self.output_dir, str) and self.output_dir.startswith("/"))
         _check(absolute, "output_dir", self.output_dir, "must be an absolute path on the federation's server")
+
+    def _check_work(self) -> None:
+        """Who trains and who measures: what is needed for it, and what does not go with it."""
+        if self.client_script is None:
+            fix = "write 'module:function', or name a client_script in place of it"
+            _check(self.client_data is not None, "client_data", self.client_data, fix)
+            fix = "write 'module:function'; the sites train what it returns"
+            _check(self.model is not None, "model", self.model, fix)
+            _absent(self, "initial_weights", "it is for a client_script; the model has its own")
+            _absent(self, "client_script_args", "there is no client_script")
+        else:
+            self._check_script()
+        checks.within(self.validation_split, "validation_split", 0.0, 1.0)
+        if self.measured_by_sites:
+            fix = (
+                "privacy lets sites tell nothing of their data but protected weights; name a function of held-out data"
+            )
+            _check(self.privacy is None, "evaluation_data", self.evaluation_data, fix)
+            fix = "must be at least 2 without evaluation_data: sites measure a model when they are sent it"
+            _check(not isinstance(self.max_rounds, int) or self.max_rounds >= 2, "max_rounds", self.max_rounds, fix)
+            averaging = getattr(self.server_optimiser, "averaging", 0.0)
+            fix = "leave it out, or name evaluation_data: sites measure the models that they train, not an average"
+            _check(averaging == 0.0, "server_optimiser.averaging", averaging, fix)
+
+    def _check_script(self) -> None:
+        well_formed = isinstance(self.client_script, str) and SCRIPT.fullmatch(self.client_script)
+        _check(well_formed, "client_script", self.client_script, "write 'path/to/file.py' or 'package.module'")
+        words = isinstance(self.client_script_args, tuple) and all(isinstance(w, str) for w in self.client_script_args)
+        _check(words, "client_script_args", self.client_script_args, "write the words of a command line")
+        checks.one_of(self.client_script_format, "client_script_format", FORMATS)
+        _absent(self, "client_data", "the client_script reads its own data")
+        if self.model is None:
+            fix = "name a function that returns arrays by name, or a model"
+            _check(self.initial_weights is not None, "initial_weights", self.initial_weights, fix)
+            _absent(self, "evaluation_data", "without a Keras model the server cannot evaluate: the sites measure")
+            keras = self.client_script_format == "keras_layer_weights"
+            _check(not keras, "client_script_format", self.client_script_format, "needs a Keras model; use 'numpy'")
+        else:
+            _absent(self, "initial_weights", "the model has its own")
+        _absent(self, "proximal_mu", "the client_script trains: add the term there")
+        _absent(self, "encrypted", "only our own trainer packs weights so that they can be encrypted; use client_data")
+        at = getattr(self.privacy, "noise_at", None)
+        fix = "only our own trainer adds noise on a site; use 'server', or client_data in place of client_script"
+        _check(at != "sites", "noise_at", at, fix)
+
+    @property
+    def measured_by_sites(self) -> bool:
+        """Whether the sites measure the models, for want of held-out data on the server."""
+        return self.evaluation_data is None
 
     def _check_sites(self) -> None:
         _whole(self.min_nodes, "min_nodes", 1)
@@ -220,7 +289,8 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
-        return {**asdict(self), "data_args": dict(self.data_args), "target": self.target.to_json()}
+        ours = {"data_args": dict(self.data_args), "generated_modules": dict(self.generated_modules)}
+        return {**asdict(self), **ours, "target": self.target.to_json()}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> RunSettings:
@@ -234,7 +304,8 @@ class RunSettings:
         for name, kind in kinds.items():
             if kept.get(name) is not None:
                 kept[name] = kind.from_json(kept[name])
-        kept["extra_modules"] = tuple(values.get("extra_modules", ()))
+        for name in ("extra_modules", "client_script_args"):
+            kept[name] = tuple(values.get(name, ()))
         kept["sites"] = None if values.get("sites") is None else tuple(values["sites"])
         return cls(**kept)
 
@@ -282,6 +353,10 @@ def check_run_id(run_id: object) -> str:
     good = isinstance(run_id, str) and RUN_ID.fullmatch(run_id)
     _check(good, "run_id", run_id, "use letters, digits, '.', '_' and '-', the first a letter or digit, at most 100")
     return str(run_id)
+
+
+def _absent(run: RunSettings, name: str, why: str) -> None:
+    _check(not getattr(run, name), name, getattr(run, name), f"leave it out: {why}")
 
 
 def _is_json_object(value: object) -> bool:

@@ -14,7 +14,7 @@ from math import exp
 from pathlib import Path
 from typing import Protocol
 
-from airflow_mlscale.federated import checks, model, policy, ports
+from airflow_mlscale.federated import checks, limits, model, policy, ports
 from airflow_mlscale.federated.controller import SegmentController
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -93,6 +93,10 @@ class Trained:
     """Of the last epoch."""
     first_loss: float
     """Of the first one."""
+    value: float | None = None
+    """The target's metric of the weights that it began with, where the sites measure."""
+    value_loss: float | None = None
+    value_samples: int = 0
 
 
 class Trainer(Protocol):
@@ -181,6 +185,7 @@ class SimulatedSites:
         return model.SiteAnswer(
             site=done.site, samples=seen.samples, loss=seen.loss, train_s=done.train_s, elapsed_s=done.elapsed_s,
             epochs=epochs, number=plan.number, utility=seen.first_loss, weights=seen.weights,
+            value=seen.value, value_loss=seen.value_loss, value_samples=seen.value_samples,
         )  # fmt: skip
 
 
@@ -218,6 +223,7 @@ class MemoryStore:
     _weights: ports.Weights | None = None
     _memory: ports.Weights = ()
     _best: tuple[int, ports.Weights] = (0, ())
+    """The best round and the weights that were evaluated in it."""
 
     def begin(self, segment: int) -> tuple[model.RunState | None, ports.Weights | None]:
         return self.state, self._weights
@@ -226,19 +232,31 @@ class MemoryStore:
         return self._memory
 
     def checkpoint(
-        self, state: model.RunState, weights: ports.Weights | None = None, memory: ports.Weights = ()
+        self,
+        state: model.RunState,
+        weights: ports.Weights | None = None,
+        memory: ports.Weights = (),
+        measured: ports.Weights = (),
     ) -> None:
         self.state = state
         if weights is not None:
             self._weights, self._memory = weights, memory
             if state.best_round == state.rounds[-1].number:
-                self._best = state.best_round, weights
+                self._best = state.best_round, measured or weights
 
     def best_weights(self, state: model.RunState) -> ports.Weights:
         return self._best[1]
 
+    def changes(self) -> Sequence[limits.Change]:
+        return ()
+
+    def note(self, state: model.RunState, number: int, change: limits.Change, told: str) -> None: ...
+
     def stop_asked(self) -> bool:
         return False
+
+    def end_asked(self) -> str | None:
+        return None
 
     def interrupted(self) -> bool:
         return False

@@ -72,6 +72,13 @@ def verdict(run: RunSettings, state: model.RunState, *, now: float, seen: Foreca
     return GO_ON
 
 
+def ended_on_request(state: model.RunState, why: str) -> Verdict:
+    """The end of a run that was asked to end with what it has; without a round it has nothing."""
+    if not state.rounds:
+        return Verdict(model.Status.ABORTED, f"{why}; before the first round was complete")
+    return Verdict(model.Status.STOPPED, f"{why}; at {state.metric} {state.value:.4f}")
+
+
 def with_forecast(state: model.RunState, seen: Forecast | None) -> model.RunState:
     """The state after a prediction; doubts count until one gives hope."""
     if seen is None:
@@ -107,7 +114,7 @@ def stalled(target: model.Quality, values: Sequence[float], rounds: int) -> bool
     """Whether the best value of the last ``rounds`` rounds is hardly better than the best one before."""
     if len(values) <= rounds:
         return False
-    metric = model.METRICS[target.metric]
+    metric = target.scale
     before = min(curve.error_of(metric, value) for value in values[:-rounds])
     since = min(curve.error_of(metric, value) for value in values[-rounds:])
     return since > before * (1 - LEAST_GAIN)
@@ -123,7 +130,7 @@ def astray(target: model.Quality, values: Sequence[float]) -> bool:
         return False
     if not isfinite(values[-1]):
         return True
-    metric = model.METRICS[target.metric]
+    metric = target.scale
     best = min(curve.error_of(metric, value) for value in finite)
     last = values[-ASTRAY_ROUNDS:]
     return len(values) > ASTRAY_ROUNDS and all(curve.error_of(metric, value) > ASTRAY_RATIO * best for value in last)
@@ -167,7 +174,7 @@ class Condition:
                 over = state.status in (model.Status.FAILED, model.Status.ABORTED)
                 return len(state.rounds) if over else None
             case Awaited.STALLED:
-                if state.status in (model.Status.STALLED, model.Status.INFEASIBLE, model.Status.LIMIT):
+                if state.status.usable and state.status != model.Status.REACHED:
                     return len(state.rounds)
                 return _first(len(state.values), lambda end: stalled(self.quality, state.values[:end], self.rounds))
 

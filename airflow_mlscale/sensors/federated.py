@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import checks, model, stopping
+from airflow_mlscale.federated import checks, metrics, model, stopping
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
@@ -27,6 +28,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
             or ``failed``: the run failed or was aborted.
         stalled_rounds: rounds without progress.
         metric: the metric of the run's target.
+        higher_is_better: of a metric that is not one of Keras'.
         in_a_row: evaluations in a row that must reach it.
         conn_id: connection of type ``mlscale_federated``. (templated)
         deferrable: wait in the triggerer instead of a worker's slot.
@@ -51,6 +53,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
         awaited: str = stopping.Awaited.AT_LEAST,
         stalled_rounds: int = 10,
         metric: str = "accuracy",
+        higher_is_better: bool | None = None,
         in_a_row: int = 1,
         conn_id: str = FederatedHook.default_conn_name,
         deferrable: bool = False,
@@ -60,7 +63,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
         self.run_id = run_id
-        self.condition = _condition(awaited, at_least, metric, in_a_row, stalled_rounds)
+        self.condition = _condition(awaited, at_least, metric, in_a_row, stalled_rounds, higher_is_better)
         self.conn_id = conn_id
         self.deferrable = deferrable
         self._told = ""
@@ -103,16 +106,22 @@ class FederatedAccuracySensor(BaseSensorOperator):
             raise getattr(errors, event["error"], errors.FederatedRunFailedError)(event["reason"])
 
 
-def _condition(awaited: str, at_least: float | None, metric: str, in_a_row: int, rounds: int) -> stopping.Condition:
+def _condition(
+    awaited: str, at_least: float | None, metric: str, in_a_row: int, rounds: int, higher_is_better: bool | None
+) -> stopping.Condition:
     """The condition of a sensor's arguments; refuses those that do not belong together."""
     checks.one_of(awaited, "awaited", [str(each) for each in stopping.Awaited])
     kind = stopping.Awaited(awaited)
+    scale = metrics.named(metric, higher_is_better=higher_is_better)
     if kind == stopping.Awaited.AT_LEAST:
-        model.check_value("at_least", metric, at_least)
+        if scale.best is not None and checks.is_number(at_least):  # how good such a metric can be matters to runs alone
+            scale = replace(scale, best=at_least + 1 if scale.higher_is_better else at_least - 1)  # type: ignore[operator]
+        metrics.check_value("at_least", scale, at_least)
     elif at_least is not None:
         raise errors.InvalidInputError("at_least", at_least, f"leave it out: this sensor waits for {awaited!r}")
     value = _ANY if at_least is None else at_least
-    return stopping.Condition(awaited=kind, quality=model.Quality(metric, value, in_a_row=in_a_row), rounds=rounds)
+    quality = model.Quality(metric, value, in_a_row=in_a_row, higher_is_better=higher_is_better, best=scale.best)
+    return stopping.Condition(awaited=kind, quality=quality, rounds=rounds)
 
 
 _ANY = 1.0

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from airflow_mlscale.federated import curve, forecast, model
+from airflow_mlscale.federated import curve, forecast, metrics, model
 from airflow_mlscale.federated.settings import Budget
 from tests.fakes import federated
 
-ACCURACY, LOSS = model.METRICS["accuracy"], model.METRICS["loss"]
+ACCURACY, LOSS = metrics.METRICS["accuracy"], metrics.METRICS["loss"]
 
 
 def powers(rounds: int, *, floor: float = 0.02, slope: float = 1.0, noise: float = 0.0, seed: int = 0) -> list[float]:

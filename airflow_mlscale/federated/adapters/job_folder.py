@@ -6,6 +6,7 @@ The same settings, segment and sources give the same bytes, which makes submissi
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import sysconfig
@@ -17,7 +18,7 @@ from typing import Any
 from airflow_mlscale import errors
 from airflow_mlscale.federated import labels
 from airflow_mlscale.federated.adapters import wire
-from airflow_mlscale.federated.settings import RunSettings
+from airflow_mlscale.federated.settings import FUNCTIONS, RunSettings
 
 WORKFLOW = "airflow_mlscale.federated.adapters.nvflare_controller.SegmentWorkflow"
 EXECUTOR = "nvflare.app_common.executors.client_api_executor.ClientAPIExecutor"
@@ -52,6 +53,8 @@ def render(run: RunSettings, *, segment: int, run_dir: Path, folder: Path, task_
     _dump(custom / wire.SETTINGS_FILE, run.to_json())
     for source in sources:
         _copy(source, custom)
+    for module, text in sorted(run.generated_modules.items()):
+        (custom / f"{module}.py").write_text(text, encoding="utf-8")
     return folder
 
 
@@ -108,14 +111,14 @@ def _client(run: RunSettings) -> Mapping[str, Any]:
                     "path": EXECUTOR,
                     "args": {
                         "execution_mode": "external_process",
-                        "command": TRAINER,
+                        "command": command(run),
                         "launch_once": True,
                         "launch_timeout": run.round_timeout_s + run.start_allowance_s,
                         "heartbeat_timeout": 120.0,
                         "shutdown_timeout": 2.0,
                         "stop_grace_period": 2.0,
-                        "params_exchange_format": "raw",
-                        "server_expected_format": "raw",
+                        "params_exchange_format": run.client_script_format if run.client_script else "raw",
+                        "server_expected_format": "numpy" if run.client_script else "raw",
                     },
                 },
             },
@@ -124,6 +127,19 @@ def _client(run: RunSettings) -> Mapping[str, Any]:
         "task_result_filters": encryptors,
         "components": [],
     }
+
+
+def command(run: RunSettings) -> list[str]:
+    """What a site starts in the job's folder: our trainer, or the user's client script.
+
+    Raises:
+        InvalidInputError: there is no such script.
+    """
+    if run.client_script is None:
+        return TRAINER
+    if _is_file(run.client_script):
+        return ["python3", "-u", f"custom/{_script(run.client_script).name}", *run.client_script_args]
+    return ["python3", "-u", "-m", run.client_script, *run.client_script_args]
 
 
 def _encryption() -> tuple[list[Any], list[Any], list[Any]]:
@@ -137,10 +153,35 @@ def _encryption() -> tuple[list[Any], list[Any], list[Any]]:
 
 def _sources(run: RunSettings) -> list[Path]:
     """Files and package directories to send; what is installed on every site anyway stays."""
-    wanted = [(name, getattr(run, name).partition(":")[0]) for name in ("model", "client_data", "evaluation_data")]
+    wanted = [(name, path.partition(":")[0]) for name in FUNCTIONS if (path := getattr(run, name)) is not None]
     wanted += [("extra_modules", module) for module in run.extra_modules]
-    found = {_source(field, module) for field, module in wanted}
+    if ":" in run.target.metric:
+        wanted.append(("metric", run.target.metric.partition(":")[0]))
+    found: set[Path | None] = set()
+    if run.client_script is not None and _is_file(run.client_script):
+        found.add(_script(run.client_script))
+    elif run.client_script is not None:
+        wanted.append(("client_script", run.client_script))
+    found |= {_source(field, module) for field, module in wanted if module not in run.generated_modules}
     return sorted(path for path in found if path is not None)
+
+
+def _is_file(script: str) -> bool:
+    """Whether a client script is named by its file, not as a module."""
+    return script.endswith(".py")
+
+
+def _script(path: str) -> Path:
+    """The file of a client script; a relative path is looked for wherever modules are.
+
+    Raises:
+        InvalidInputError: it is not there.
+    """
+    for place in ("", *sys.path):
+        if (found := Path(place) / os.path.expanduser(path)).is_file():
+            return found.resolve()
+    fix = "there is no such file; write an absolute path, or one below the DAG folder or another entry of Python's path"
+    raise errors.InvalidInputError("client_script", path, fix)
 
 
 def _source(field: str, module: str) -> Path | None:

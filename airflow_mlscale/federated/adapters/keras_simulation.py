@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from airflow_mlscale import errors
 from airflow_mlscale.federated import ports, simulation
 from airflow_mlscale.federated.adapters import keras_model, run_directory, trainer
 from airflow_mlscale.federated.settings import RunSettings
@@ -29,8 +30,12 @@ class KerasTrainer:
         self, site: str, weights: ports.Weights, *, epochs: int, batch_size: int, number: int
     ) -> simulation.Trained:
         one = self._sites[site]
+        seen = one.measured(list(weights))
         trained, losses, _ = one.train(list(weights), epochs=epochs, batch_size=batch_size)
-        return simulation.Trained(trained, samples=len(one.x), loss=losses[-1], first_loss=losses[0])
+        return simulation.Trained(
+            trained, samples=len(one.x), loss=losses[-1], first_loss=losses[0], value=seen.get(one.run.target.metric),
+            value_loss=seen.get("loss"), value_samples=one.validation_samples,
+        )  # fmt: skip
 
 
 def simulate(run: RunSettings, sites: Sequence[simulation.SimulatedSite], run_store: Path) -> simulation.Simulated:
@@ -44,6 +49,8 @@ def simulate(run: RunSettings, sites: Sequence[simulation.SimulatedSite], run_st
     Raises:
         InvalidInputError: a function of the run cannot be found or returns something else than it should.
     """
+    if run.client_data is None:
+        raise errors.InvalidInputError("client_script", run.client_script, "cannot be simulated; use client_data")
     directory = run_directory.RunDirectory(run_store / run.run_id)
     trains = KerasTrainer(run, [site.name for site in sites])  # first: it says how many threads there are
     evaluator = keras_model.KerasEvaluator(run)

@@ -18,12 +18,12 @@ PACKAGES = ("keras", "nvflare", "numpy", "opendp", "tenseal", "tensorflow", "ten
 def write(run: RunSettings, state: model.RunState) -> Path | None:
     """Write ``model_card.json`` and ``model_card.md`` beside the saved model; returns the latter's path.
 
-    None, and nothing is written, while there is no saved model.
+    None, and nothing is written, while nothing is exported.
     """
-    if not state.saved_model:
+    if not state.exported:
         return None
     found = card.card(run, state, versions())
-    directory = Path(state.saved_model).parent
+    directory = Path(state.exported).parent
     _put((directory / card.FILE).with_suffix(".json"), json.dumps(found, indent=1))
     return _put(directory / card.FILE, card.markdown(found))
 

@@ -10,22 +10,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 from typing import Any, TypeVar
 
 # Executed only by NVFlare, which has to see the base class when it loads this module.
 from nvflare.apis.client import Client  # noqa: TID253
 from nvflare.apis.controller_spec import ClientTask, Task  # noqa: TID253
-from nvflare.apis.fl_constant import ReturnCode  # noqa: TID253
 from nvflare.apis.fl_context import FLContext  # noqa: TID253
 from nvflare.apis.impl.controller import Controller  # noqa: TID253
 from nvflare.apis.shareable import Shareable  # noqa: TID253
 from nvflare.apis.signal import Signal  # noqa: TID253
-from nvflare.app_common.abstract.fl_model import FLModel  # noqa: TID253
-from nvflare.app_common.utils.fl_model_utils import FLModelUtils  # noqa: TID253
 
-from airflow_mlscale.federated import aggregation, controller, labels, model, policy, ports
-from airflow_mlscale.federated.adapters import keras_model, run_directory, site_labels, wire
+from airflow_mlscale.federated import aggregation, controller, labels, limits, model, policy, ports, site_quality
+from airflow_mlscale.federated.adapters import exchange, run_directory, server_model, site_labels, wire
 from airflow_mlscale.federated.settings import RunSettings
 
 Heard = TypeVar("Heard")
@@ -74,22 +72,26 @@ class SegmentWorkflow(Controller):
             self.system_panic(f"run {self._run.run_id}: {state.reason}", fl_ctx)
 
     def _segment_controller(self, abort_signal: Signal, fl_ctx: FLContext) -> controller.SegmentController:
+        evaluator = server_model.of(self._run)
+        spoken = exchange.Exchange(self._run, evaluator.names() if self._run.client_script else None)
         return controller.SegmentController(
             run=self._run,
             segment=self._segment,
-            sites=self._sites(abort_signal, fl_ctx),
-            evaluator=keras_model.KerasEvaluator(self._run),
+            sites=self._sites(abort_signal, fl_ctx, spoken),
+            evaluator=evaluator,
             store=StoppableWriter(self._writer, abort_signal),
             output_dir=Path(self._run.output_dir or self._directory.path / "model"),
             now=time.time,
         )
 
-    def _sites(self, abort_signal: Signal, fl_ctx: FLContext) -> ports.Sites:
+    def _sites(self, abort_signal: Signal, fl_ctx: FLContext, spoken: exchange.Exchange) -> ports.Sites:
         if not self._run.encrypted:
-            return NvflareSites(self, abort_signal, fl_ctx, self._writer, entries=self._run.sites)
+            return NvflareSites(self, abort_signal, fl_ctx, self._writer, spoken, entries=self._run.sites)
         from airflow_mlscale.federated.adapters import encryption  # its library is an extra
 
-        sites = NvflareSites(self, abort_signal, fl_ctx, self._writer, encryption.fault, entries=self._run.sites)
+        sites = NvflareSites(
+            self, abort_signal, fl_ctx, self._writer, spoken, encryption.fault, entries=self._run.sites
+        )
         return encryption.RevealedSites(sites, equal=self._run.privacy is not None)
 
     def _show_life(self, ended: threading.Event) -> None:
@@ -112,19 +114,32 @@ class StoppableWriter:
         return self._writer.memory()
 
     def checkpoint(
-        self, state: model.RunState, weights: ports.Weights | None = None, memory: ports.Weights = ()
+        self,
+        state: model.RunState,
+        weights: ports.Weights | None = None,
+        memory: ports.Weights = (),
+        measured: ports.Weights = (),
     ) -> None:
-        self._writer.checkpoint(state, weights, memory)
+        self._writer.checkpoint(state, weights, memory, measured)
 
     def best_weights(self, state: model.RunState) -> ports.Weights:
         return self._writer.best_weights(state)
 
+    def changes(self) -> Sequence[limits.Change]:
+        return self._writer.changes()
+
+    def note(self, state: model.RunState, number: int, change: limits.Change, told: str) -> None:
+        self._writer.note(state, number, change, told)
+
     def stop_asked(self) -> bool:
         return bool(self._abort_signal.triggered) or self._writer.stop_asked()
 
+    def end_asked(self) -> str | None:
+        return self._writer.end_asked()
+
     def interrupted(self) -> bool:
         """NVFlare fails a whole job when one site's process of it dies, whatever the quorum."""
-        return bool(self._abort_signal.triggered) and not self._writer.stop_asked()
+        return bool(self._abort_signal.triggered) and not self._writer.directory.stop_asked()
 
 
 class NvflareSites:
@@ -136,6 +151,7 @@ class NvflareSites:
         abort_signal: Signal,
         fl_ctx: FLContext,
         writer: run_directory.RunWriter,
+        spoken: exchange.Exchange,
         fault: Callable[[model.SiteAnswer, ports.Weights], str | None] = aggregation.fault,
         entries: Sequence[str] | None = None,
     ) -> None:
@@ -144,6 +160,7 @@ class NvflareSites:
         self._abort_signal = abort_signal
         self._fl_ctx = fl_ctx
         self._writer = writer
+        self._spoken = spoken
         self._fault = fault
         self._entries = entries
         self._late: collections.deque[model.SiteAnswer] = collections.deque()
@@ -158,14 +175,15 @@ class NvflareSites:
     def train(self, plan: policy.RoundPlan, weights: ports.Weights) -> list[model.SiteAnswer]:
         def labelled(elapsed_s: float, answer: model.SiteAnswer) -> model.SiteAnswer:
             epochs = plan.local_epochs.get(answer.site, 0)
-            return replace(answer, elapsed_s=elapsed_s, number=plan.number, epochs=epochs)
+            train_s = answer.train_s or elapsed_s  # of a script that does not tell, all of its time is training
+            return replace(answer, train_s=train_s, elapsed_s=elapsed_s, number=plan.number, epochs=epochs)
 
         answers = self.ask(
             wire.TASK,
-            _question(plan, weights),
+            self._spoken.question(plan, weights),
             plan.asked,
-            read=lambda site, result: self._judged(_answer(site, result), weights),
-            left_s=lambda heard, elapsed_s: _left_s(plan, heard, elapsed_s),
+            read=lambda site, result: self._judged(self._spoken.answer(site, result, weights), weights),
+            left_s=lambda heard, elapsed_s: min(_left_s(plan, heard, elapsed_s), self._to_new_deadline_s()),
             came_late=lambda elapsed_s, answer: self._late.append(labelled(elapsed_s, answer)),
         )
         return [labelled(elapsed_s, answer) for elapsed_s, answer in answers]
@@ -233,7 +251,13 @@ class NvflareSites:
 
     def _judged(self, answer: model.SiteAnswer, sent: ports.Weights) -> model.SiteAnswer:
         """At once and not after the round: a bad answer must not count as one of the quorum."""
-        return aggregation.refused(answer, self._fault(answer, sent))
+        fault = self._fault(answer, sent) or site_quality.fault(self._spoken.run, answer)
+        return aggregation.refused(answer, fault)
+
+    def _to_new_deadline_s(self) -> float:
+        """Seconds to a deadline that was changed, perhaps since the round was planned; infinite if none was."""
+        changed = [each.what["deadline_at"] for each in self._writer.changes() if "deadline_at" in each.what]
+        return inf if not changed or changed[-1] is None else max(0.0, changed[-1] - time.time())
 
     def stopped(self) -> bool:
         """Whether the run is told to stop."""
@@ -243,28 +267,3 @@ class NvflareSites:
 def _left_s(plan: policy.RoundPlan, answers: Sequence[tuple[float, model.SiteAnswer]], elapsed_s: float) -> float:
     good = [at for at, answer in answers if answer.error is None]
     return policy.seconds_to_close(plan, answered_after_s=good, failed=len(answers) - len(good), elapsed_s=elapsed_s)
-
-
-def _question(plan: policy.RoundPlan, weights: ports.Weights) -> Shareable:
-    meta = {wire.EPOCHS: dict(plan.local_epochs), wire.BATCH: plan.batch_size}
-    return FLModelUtils.to_shareable(FLModel(params=wire.pack(weights), current_round=plan.number, meta=meta))
-
-
-def _answer(site: str, result: Shareable) -> model.SiteAnswer:
-    if (code := result.get_return_code()) and code != ReturnCode.OK:
-        return model.SiteAnswer(site=site, error=_TOLD.get(code, str(code)))
-    found = FLModelUtils.from_shareable(result)
-    if error := found.meta.get(wire.ERROR):
-        return model.SiteAnswer(site=site, error=str(error)[:1000])
-    return model.SiteAnswer(
-        site=site, samples=found.meta.get(wire.SAMPLES, 0), loss=found.meta.get(wire.LOSS),
-        train_s=float(found.meta.get(wire.SECONDS, 0.0)), utility=found.meta.get(wire.FIRST_LOSS),
-        weights=wire.unpack(found.params),
-    )  # fmt: skip
-
-
-_TOLD = {
-    ReturnCode.EXECUTION_EXCEPTION: controller.LOST,
-    ReturnCode.TASK_RESULT_FILTER_ERROR: "could not encrypt its weights; provision the federation with encryption",
-}
-"""NVFlare's codes in words."""

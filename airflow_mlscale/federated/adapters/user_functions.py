@@ -51,6 +51,26 @@ def call(field: str, path: str, *arguments: Any, **named: Any) -> Any:
         raise errors.FederatedRunFailedError(f"{field}={path!r} raised {type(exc).__name__}: {exc}") from exc
 
 
+Pair = tuple[Any, Any]
+
+
+def site_data(field: str, path: str, found: Any) -> tuple[Pair, Pair | None]:
+    """Check what a site's data function returned: ``(x, y)``, or ``((x, y), (x_val, y_val))``, or the same two pairs as
+    ``{"train": …, "validation": …}``. Returns what is trained on and what is measured on, if that was told apart.
+
+    Raises:
+        InvalidInputError: it is something else.
+    """
+    if isinstance(found, Mapping):
+        if set(found) != {"train", "validation"}:
+            raise errors.InvalidInputError(field, path, f"must have 'train' and 'validation', has {sorted(found)}")
+        found = (found["train"], found["validation"])
+    told_apart = isinstance(found, tuple | list) and len(found) == 2 and isinstance(found[0], tuple | list)
+    if not told_apart:
+        return arrays(field, path, found), None
+    return arrays(field, path, found[0]), arrays(field, path, found[1])
+
+
 def arrays(field: str, path: str, found: Any) -> tuple[Any, Any]:
     """Check what a data function returned: two arrays of the same, positive length.
 

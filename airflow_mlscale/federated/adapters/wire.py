@@ -22,6 +22,12 @@ FIRST_LOSS = "mlscale_first_loss"
 ERROR = "mlscale_error"
 
 
+NUM_STEPS = "NUM_STEPS_CURRENT_ROUND"
+"""NVFlare's own name of what an answer weighs."""
+VALIDATION_SAMPLES = "mlscale_validation_samples"
+"""Samples behind `FLModel.metrics`; without it those of the training are meant."""
+
+
 def flatten(weights: Sequence[Any]) -> Any:
     """Arrays in order → one array of numbers in double precision: what is encrypted as a whole costs least."""
     import numpy as np
@@ -48,9 +54,38 @@ def unflatten(flat: Any, like: Sequence[Any]) -> list[Any]:
     ]
 
 
-def pack(weights: Any) -> dict[str, Any]:
-    """Arrays in order → named parameters."""
-    return {f"w{i:05d}": weight for i, weight in enumerate(weights)}
+def pack(weights: Any, names: Sequence[str] | None = None) -> dict[str, Any]:
+    """Arrays in order → parameters, of these names or of our own."""
+    names = [f"w{i:05d}" for i in range(len(weights))] if names is None else names
+    return dict(zip(names, weights, strict=True))
+
+
+def named(params: Mapping[str, Any] | None, names: Sequence[str], given: Sequence[Any] | None = None) -> list[Any]:
+    """Parameters as a client script sends them → arrays in order.
+
+    Args:
+        params: arrays, or what becomes one, by name.
+        names: which there must be, and no others.
+        given: the arrays that the script was sent, if it tells differences to them.
+
+    Raises:
+        ValueError: the names are others, or something is no array of numbers.
+    """
+    import numpy as np
+
+    params = params or {}
+    if missing := [name for name in names if name not in params]:
+        raise ValueError(f"sent no parameter {missing[0]!r}; it was given {len(names)} and sent {len(params)}")
+    if more := [name for name in params if name not in names]:
+        raise ValueError(f"sent a parameter {more[0]!r} that the model does not have")
+    found = [np.asarray(params[name]) for name in names]
+    if bad := [name for name, array in zip(names, found, strict=True) if array.dtype.kind not in "biuf"]:
+        raise ValueError(f"sent a parameter {bad[0]!r} that is no array of numbers")
+    if given is None:
+        return found
+    if [array.shape for array in found] != [array.shape for array in given]:
+        raise ValueError("sent weights of other shapes than it was given")
+    return [(old + moved).astype(old.dtype) for old, moved in zip(given, found, strict=True)]
 
 
 def unpack(params: Mapping[str, Any] | None) -> list[Any]:
