@@ -10,7 +10,7 @@ from typing import Any
 
 from airflow_mlscale.federated import model, simulation
 from airflow_mlscale.federated.settings import RunSettings
-from benchmarks.federated import data, learning
+from benchmarks.federated import data, law, learning
 from benchmarks.federated.systems import SYSTEMS, System
 
 HELD_OUT_SEEDS = 100
@@ -31,6 +31,10 @@ class Case:
     def name(self) -> str:
         return f"{self.data}/{self.kind}"
 
+    @property
+    def infeasible(self) -> bool:
+        return self.kind.startswith("infeasible")
+
 
 LEARNING: Mapping[str, Mapping[str, Any]] = {"digits": {"rate": 0.1}, "flights": {"rate": 0.03}}
 CASES = (
@@ -44,6 +48,9 @@ CASES = (
     Case(data="flights", kind="tightest", target=0.49, deadline_s=300),
     Case(data="flights", kind="infeasible_target", target=0.65, deadline_s=2400),
 )
+"""Simulated, all of 20 or 16 sites; deadlines are seconds of simulated time."""
+REAL = Case(data="digits", kind="real", target=0.95, deadline_s=240)
+"""On NVFlare processes, six sites at a tenth of the simulated times."""
 MAX_ROUNDS = 1000
 BATCH_SIZE = 16
 
@@ -69,6 +76,8 @@ class Row:
     """The best value by then."""
     status: str
     static: bool
+    law: str = ""
+    """Of the policies' code, see `results.law`."""
     simulated: bool = True
 
 
@@ -84,7 +93,7 @@ def chosen(patterns: Sequence[str]) -> list[tuple[str, Case]]:
 
 def _needless(system: str, case: Case) -> bool:
     """What cannot be reached is only of interest for who says so."""
-    return case.kind.startswith("infeasible") and not system.startswith("ours")
+    return case.infeasible and not system.startswith("ours")
 
 
 def rows(seed: int, wanted: Sequence[tuple[str, Case]]) -> list[Row]:
@@ -140,5 +149,5 @@ def _row(name: str, system: System, case: Case, seed: int, outcome: simulation.S
         node_s=round(node_s, 1), compute_s=round(compute_s, 1),
         gigabytes=round(sum(each.gigabytes for each in rounds[:cut]), 6),
         quality=max((each.value for each in rounds[:within]), default=0.0),
-        status=str(outcome.state.status), static=system.static,
+        status=str(outcome.state.status), static=system.static, law=law.name(),
     )  # fmt: skip

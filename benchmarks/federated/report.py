@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import exp, log, sqrt
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.federated import cases
+from benchmarks.federated import cases, overhead
 from benchmarks.federated.systems import BASELINE, SYSTEMS
 
+if TYPE_CHECKING:
+    from benchmarks.federated import results
+
 SIMULATED = "Simulated: real data and real training on simulated sites and time, under the product's own controller."
+REAL = "Real: NVFlare processes on one machine; slow, lost and stalled rounds of six devices are emulated by waiting."
+OURS = "ours_cost"
 Key = tuple[str, str]
 """Data and kind."""
 
@@ -70,7 +74,7 @@ def summaries(rows: Sequence[cases.Row]) -> list[Summary]:
     groups: dict[tuple[str, Key], list[cases.Row]] = {}
     for row in rows:
         groups.setdefault((row.system, (row.data, row.kind)), []).append(row)
-    keys = [(case.data, case.kind) for case in cases.CASES]
+    keys = [(case.data, case.kind) for case in (*cases.CASES, cases.REAL)]
     return [_summary(groups[name, key], groups.get((BASELINE, key), [])) for key in keys for name in SYSTEMS
             if (name, key) in groups]  # fmt: skip
 
@@ -99,29 +103,48 @@ def best_static(found: Sequence[Summary]) -> Summary | None:
 
 
 def verdicts(rows: Sequence[cases.Row]) -> list[str]:
-    """Ours against the best fixed setting in hindsight and against what was possible, in words."""
-    told = []
+    """Ours against the targets, the best fixed setting in hindsight and what was possible at all, in words."""
+    told: list[str] = []
     for case in cases.CASES:
         mine = [row for row in rows if (row.data, row.kind) == (case.data, case.kind)]
-        ours = [row for row in mine if row.system == "ours_cost"]
-        if not ours:
-            continue
-        if case.kind.startswith("infeasible"):
-            early = sum(row.status == "infeasible" and row.wall_s <= row.deadline_s / 2 for row in ours)
-            told.append(f"{case.name}: named before half of the deadline in {early} of {len(ours)}")
-            continue
-        feasible = {row.seed for row in mine if row.met_deadline}
-        met = sum(row.met_deadline for row in ours)
-        alarms = sum(row.status == "infeasible" and row.seed in feasible for row in ours)
-        told.append(
-            f"{case.name}: ours_cost met {met} of {len(ours)}, of {len(feasible)} that any system met; "
-            f"{alarms} false alarms"
-        )
-        if best := best_static(summaries(mine)):
-            told.append(f"    best fixed setting {best.system} met {best.met}: {_compared(ours, mine, best.system)}")
-        if any(row.system == BASELINE for row in mine):
-            told.append(f"    {BASELINE}: {_compared(ours, mine, BASELINE)}")
+        ours = [row for row in mine if row.system == OURS]
+        if ours and case.infeasible:
+            told.append(f"{case.name}: {_named(ours)}")
+        elif ours:
+            told += _feasible(case, ours, mine)
+    return told + _over_all(rows)
+
+
+def _feasible(case: cases.Case, ours: Sequence[cases.Row], rows: Sequence[cases.Row]) -> list[str]:
+    possible = {row.seed for row in rows if row.met_deadline}
+    met = sum(row.met_deadline for row in ours)
+    told = [f"{case.name}: {OURS} met {met} of {len(ours)}, of {len(possible)} that any system met"]
+    if best := best_static(summaries(rows)):
+        told.append(f"    best fixed setting {best.system} met {best.met}: {_compared(ours, rows, best.system)}")
+    if any(row.system == BASELINE for row in rows):
+        told.append(f"    {BASELINE}: {_compared(ours, rows, BASELINE)}")
     return told
+
+
+def _over_all(rows: Sequence[cases.Row]) -> list[str]:
+    """The verdicts of `OURS`: whether it says early that there is no hope, and says so only then."""
+    kinds = {(case.data, case.kind): case.infeasible for case in cases.CASES}
+    ours = [row for row in rows if row.system == OURS and (row.data, row.kind) in kinds]
+    hopeless = [row for row in ours if kinds[row.data, row.kind]]
+    possible = {(row.data, row.kind, row.seed) for row in rows if row.met_deadline}
+    feasible = [row for row in ours if (row.data, row.kind, row.seed) in possible]
+    alarms = sum(row.status == "infeasible" for row in feasible)
+    told = [f"infeasible cases, all together: {_named(hopeless)}"] if hopeless else []
+    if feasible:
+        told.append(
+            f"false alarms: {alarms} of {len(feasible)} runs ({alarms / len(feasible):.1%}) that could be reached"
+        )
+    return told
+
+
+def _named(rows: Sequence[cases.Row]) -> str:
+    early = sum(row.status == "infeasible" and row.wall_s <= row.deadline_s / 2 for row in rows)
+    return f"named before half of the deadline in {early} of {len(rows)} ({early / len(rows):.0%})"
 
 
 def _compared(ours: Sequence[cases.Row], rows: Sequence[cases.Row], system: str) -> str:
@@ -140,91 +163,90 @@ def _cells(each: Summary) -> tuple[str, ...]:
     )  # fmt: skip
 
 
-def show_rows(console: Console, rows: Sequence[cases.Row]) -> None:
-    """Single runs."""
-    table = Table("system", "seed", "status", "rounds", "wall s", "node-s", "compute s", "quality")
-    for row in rows:
-        told = (row.rounds, row.wall_s, row.node_s, row.compute_s, round(row.quality, 4))
-        table.add_row(row.system, str(row.seed), row.status, *(str(each) for each in told))
-    console.print(table)
-
-
-def show(console: Console, rows: Sequence[cases.Row]) -> None:
-    """The tables."""
-    for case in cases.CASES:
-        found = [each for each in summaries(rows) if (each.data, each.kind) == (case.data, case.kind)]
-        if not found:
-            continue
-        table = Table(title=f"{case.name}: accuracy {case.target:g} by {case.deadline_s:g} s", caption=SIMULATED)
+def show(console: Console, found: results.Results) -> None:
+    """The tables and the verdicts."""
+    for case, each in _tables(found.rows):
+        caption = REAL if case is cases.REAL else SIMULATED
+        table = Table(title=_title(case), caption=caption)
         for i, name in enumerate(_HEAD):
             table.add_column(name, justify="right" if i else "left")
-        for each in found:
-            table.add_row(*_cells(each))
+        for summary in each:
+            table.add_row(*_cells(summary))
         console.print(table)
-    for line in verdicts(rows):
+    for line in (*verdicts(found.rows), *_overhead(found)):
         console.print(line, highlight=False)
 
 
-def read_rows(path: Path) -> list[cases.Row]:
-    """Rows that an earlier session kept."""
-    return [cases.Row(**json.loads(line)) for line in path.read_text().splitlines()] if path.exists() else []
-
-
-def append_rows(path: Path, rows: Sequence[cases.Row]) -> None:
-    """Keep the rows of one seed."""
-    with path.open("a") as file:
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
-
-
-def write(path: Path, rows: Sequence[cases.Row], about: Mapping[str, Any]) -> None:
-    """All rows and the summaries; written whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    body = {
-        "about": SIMULATED, **about, "verdicts": verdicts(rows),
-        "summaries": [asdict(each) for each in summaries(rows)], "rows": [asdict(row) for row in rows],
-    }  # fmt: skip
-    fresh = path.with_suffix(".tmp")
-    fresh.write_text(json.dumps(body, indent=1) + "\n")
-    fresh.replace(path)
-
-
-def tell(path: Path, rows: Sequence[cases.Row], about: Mapping[str, Any]) -> None:
-    """The tables as a page."""
-    lines = [
-        "# Federated training by a deadline",
-        "",
-        f"{SIMULATED} Seeds {about['seeds']}, tuned on {about['tuned_on']}.",
-        "",
-    ]
-    lines += [f"- {line.strip()}" for line in verdicts(rows)]
-    for case in cases.CASES:
-        found = [each for each in summaries(rows) if (each.data, each.kind) == (case.data, case.kind)]
-        if found:
-            lines += ["", f"## {case.name}: accuracy {case.target:g} by {case.deadline_s:g} s", ""]
-            lines += [f"| {' | '.join(_HEAD)} |", "|---|" + "--:|" * (len(_HEAD) - 1)]
-            lines += [f"| {' | '.join(_cells(each))} |" for each in found]
+def tell(path: Path, found: results.Results) -> None:
+    """The verdicts and the tables as a page."""
+    seeds = sorted({row.seed for row in found.rows if row.simulated})
+    simulated = f"{SIMULATED} Seeds {seeds[0]} to {seeds[-1]}, tuned on 0 to 29." if seeds else ""
+    lines = ["# Federated training by a deadline", "", simulated, "", REAL, ""]
+    lines += [("  " if line.startswith(" ") else "") + f"- {line.strip()}" for line in verdicts(found.rows)]
+    lines += [f"- {line}" for line in _overhead(found)]
+    for case, each in _tables(found.rows):
+        lines += ["", f"## {_title(case)}", ""]
+        lines += [f"| {' | '.join(_HEAD)} |", "|---|" + "--:|" * (len(_HEAD) - 1)]
+        lines += [f"| {' | '.join(_cells(summary))} |" for summary in each]
     path.write_text("\n".join(lines) + "\n")
 
 
+def _tables(rows: Sequence[cases.Row]) -> Iterator[tuple[cases.Case, list[Summary]]]:
+    found = summaries(rows)
+    for case in (*cases.CASES, cases.REAL):
+        if mine := [each for each in found if (each.data, each.kind) == (case.data, case.kind)]:
+            yield case, mine
+
+
+def _title(case: cases.Case) -> str:
+    return f"{case.name}: accuracy {case.target:g} by {case.deadline_s:g} s"
+
+
+def _overhead(found: results.Results) -> list[str]:
+    if not found.overhead:
+        return []
+    seen = overhead.summary(found.overhead)
+    ours, theirs = seen["round_s"]["ours"], seen["round_s"]["nvflare_fedavg"]
+    by_seed = ", ".join(f"{each:+.1f} %" for each in seen["overhead_pct_by_seed"])
+    return [
+        f"a round of the same client script: NVFlare's FedAvg {theirs:.3f} s, ours {ours:.3f} s, "
+        f"{seen['overhead_pct']:+.1f} % (by seed {by_seed})"
+    ]
+
+
 def draw(path: Path, rows: Sequence[cases.Row]) -> None:
-    """Site time against deadlines met, for each case."""
+    """Site time against deadlines met, a panel for each feasible case."""
     import matplotlib.figure
 
-    found = [each for each in summaries(rows) if not each.kind.startswith("infeasible")]
-    keys = list(dict.fromkeys((each.data, each.kind) for each in found))
-    if not keys:
+    panels = [(case, each) for case, each in _tables(rows) if not case.infeasible and case is not cases.REAL]
+    if not panels:
         return
-    figure = matplotlib.figure.Figure(figsize=(4.2 * len(keys), 4.2), layout="constrained")
-    panels = figure.subplots(1, len(keys), sharey=True, squeeze=False)[0]
-    for axes, key in zip(panels, keys, strict=True):
-        for each in found:
-            if (each.data, each.kind) == key and not each.system.startswith("part_"):
-                ours = each.system.startswith("ours")
-                axes.scatter(each.node_s, 100 * each.met / each.runs, color="tab:red" if ours else "tab:grey")
-                axes.annotate(each.system, (each.node_s, 100 * each.met / each.runs), fontsize=6 + 2 * ours)
-        axes.set_xscale("log")
-        axes.set_title(" ".join(key), fontsize=10)
-        axes.set_xlabel("site seconds per run")
-    panels[0].set_ylabel("deadlines met, %")
+    columns = min(3, len(panels))
+    figure = matplotlib.figure.Figure(figsize=(4.2 * columns, 3.6 * -(-len(panels) // columns)), layout="constrained")
+    for place, (case, each) in enumerate(panels, start=1):
+        axes = figure.add_subplot(-(-len(panels) // columns), columns, place)
+        for family, colour in _FAMILIES.items():
+            mine = [summary for summary in each if _family(summary.system) == family]
+            met = [100 * summary.met / summary.runs for summary in mine]
+            size = 70 if family == "ours" else 22
+            axes.scatter([summary.node_s for summary in mine], met, color=colour, label=family, s=size)
+        axes.set(
+            xscale="log", title=_title(case), xlabel="site seconds per run", ylabel="deadlines met, %", ylim=(-5, 105)
+        )
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_FAMILIES))
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=120)
+    figure.savefig(path, dpi=110)
+
+
+_FAMILIES = {
+    "ours": "tab:red", "FedAvg": "tab:grey", "over-selection": "tab:blue", "fixed with our momentum": "tab:green",
+    "Oort": "tab:orange", "the paper's": "tab:purple",
+}  # fmt: skip
+
+
+def _family(system: str) -> str | None:
+    if system.endswith("_momentum"):
+        return "fixed with our momentum"
+    prefixes = {"ours": "ours", "fedavg": "FedAvg", "over": "over-selection", "oort": "Oort", "linear": "the paper's",
+                "quadratic": "the paper's"}  # fmt: skip
+    return next((family for prefix, family in prefixes.items() if system.startswith(prefix)), None)

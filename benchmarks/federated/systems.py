@@ -24,12 +24,17 @@ class System:
     """Whether it plans for its deadline: then each deadline is a run of its own."""
 
 
-def _fixed(policy: str, cohort: int, epochs: int, **more: Any) -> System:
+def _fixed(policy: str, cohort: int, epochs: int, *, optimiser: ServerOptimiser = FEDAVG, **more: Any) -> System:
     never = {"on_infeasible": "go_on", "stall_rounds": None, "late_answers": False}
     return System(
         settings={"policy": policy, "cohort": cohort, "local_epochs": epochs, **never, **more},
+        optimiser=optimiser,
         static=policy in ("fedavg", "over_selection"),
     )
+
+
+def _over(ratio: float, cohort: int, epochs: int, **more: Any) -> System:
+    return _fixed("over_selection", cohort, epochs, over_selection=ratio, grace_fraction=0.0, **more)
 
 
 def _ours(optimiser: ServerOptimiser = adaptive.ADVICE, **more: Any) -> System:
@@ -44,12 +49,16 @@ SYSTEMS: Mapping[str, System] = {
         for cohort, epochs in ((5, 1), (5, 2), (5, 5), (10, 1), (10, 2), (10, 5), (10, 10), (20, 5))
     },
     **{
-        f"over{ratio}_K{cohort}_E{epochs}": _fixed(
-            "over_selection", cohort, epochs, over_selection=ratio, grace_fraction=0.0
-        )
+        f"over{ratio}_K{cohort}_E{epochs}": _over(ratio, cohort, epochs)
         for ratio in (1.3, 1.6)
         for cohort, epochs in ((5, 1), (5, 2), (5, 5), (10, 1), (10, 2), (10, 5))
     },
+    # The same server optimiser as ours, under fixed settings.
+    **{
+        f"over1.3_K{cohort}_E{epochs}_momentum": _over(1.3, cohort, epochs, optimiser=adaptive.ADVICE)
+        for cohort, epochs in ((3, 2), (5, 1), (5, 2), (5, 5), (10, 2))
+    },
+    "fedavg_K5_E2_momentum": _fixed("fedavg", 5, 2, optimiser=adaptive.ADVICE),
     "oort_K5_E2": _fixed("oort", 5, 2),
     "oort_K10_E5": _fixed("oort", 10, 5),
     **{
@@ -59,9 +68,5 @@ SYSTEMS: Mapping[str, System] = {
     # What each part is worth: not rivals.
     "part_plain_optimiser": _ours(FEDAVG),
     "part_no_late_answers": _ours(late_answers=False),
-    "part_over1.3_K5_E2_momentum": System(
-        settings=_fixed("over_selection", 5, 2, over_selection=1.3, grace_fraction=0.0).settings,
-        optimiser=adaptive.ADVICE,
-    ),
 }
 """All by name; the four of the paper work towards a set-point in their sixtieth round."""
