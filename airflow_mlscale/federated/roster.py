@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from airflow_mlscale.federated import checks, labels
-from airflow_mlscale.federated.settings import RESERVED_SITES, SITE
+from airflow_mlscale.federated.settings import check_site
 
 HOST = re.compile(r"(?=.{1,63}$)([A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?\.)*[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?")
 """A name or an IPv4 address; the engine speaks no IPv6, and a certified name has at most 64 characters."""
@@ -71,9 +71,7 @@ class SiteEntry:
     """``host`` or ``host:port`` at which this site reaches the server, if that is another one than the server's."""
 
     def __post_init__(self) -> None:
-        checks.check(_is(SITE, self.name), "sites.name", self.name, "use letters, digits, '_' and '-', at most 63")
-        taken = str(self.name).lower() in RESERVED_SITES
-        checks.check(not taken, "sites.name", self.name, "this name is taken by the federation itself")
+        check_site(self.name, "sites.name")
         where = f"sites[{self.name}]"
         object.__setattr__(self, "labels", labels.check(f"{where}.labels", self.labels))
         if self.server_address is not None:

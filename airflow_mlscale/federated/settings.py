@@ -332,8 +332,7 @@ class FederationSettings:
     def __post_init__(self) -> None:
         _check(len(self.sites) > 0, "sites", self.sites, "name at least one site")
         for site in self.sites:
-            _check(SITE.fullmatch(site), "sites", site, "a site is named with letters, digits, '_' and '-'")
-            _check(site.lower() not in RESERVED_SITES, "sites", site, "this name is taken by the federation itself")
+            check_site(site, "sites")
         _check(len({s.lower() for s in self.sites}) == len(self.sites), "sites", self.sites, "name each site once")
         _number(self.start_timeout_s, "start_timeout_s", 1.0)
         for name in ("task_interval_s", "site_heartbeat_s", "site_timeout_s"):
@@ -342,6 +341,33 @@ class FederationSettings:
 
 
 RESERVED_SITES = frozenset({"server", "localhost", "admin", "all"})
+TRUTH_VALUES = frozenset({"t", "true", "y", "yes", "f", "false", "n", "no"})
+
+
+def check_site(name: object, field: str) -> None:
+    """Refuse what no site can be called; NVFlare takes some words for truth values and numbers.
+
+    Raises:
+        InvalidInputError: names the field, the name and what is wrong with it.
+    """
+    good = isinstance(name, str) and SITE.fullmatch(name)
+    _check(good, field, name, "a site is named with letters, digits, '_' and '-', at most 63")
+    word = str(name).lower()
+    _check(word not in RESERVED_SITES, field, name, "this name is taken by the federation itself")
+    _check(
+        word not in TRUTH_VALUES and not _is_number(word),
+        field,
+        name,
+        "NVFlare reads this as a value; use a longer name",
+    )
+
+
+def _is_number(word: str) -> bool:
+    try:
+        float(word)
+    except ValueError:
+        return False
+    return True
 
 
 def check_run_id(run_id: object) -> str:

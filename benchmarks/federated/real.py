@@ -21,7 +21,7 @@ from airflow_mlscale.federated.watch import Progress
 from benchmarks.federated import cases, data, law
 from benchmarks.federated.systems import SYSTEMS
 
-SITES = ("a", "b", "c", "d", "e", "f")
+SITES = ("one", "two", "three", "four", "five", "six")
 SLOWNESS = 0.1
 """Of the emulated devices, ÷ the simulation's: 0.4 s for a median epoch."""
 COMPARED = ("ours_cost", "ours_time", "fedavg_K5_E1", "fedavg_K5_E5", "over1.3_K5_E2")

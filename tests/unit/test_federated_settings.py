@@ -95,7 +95,9 @@ def test_settings_and_state_survive_json():
     assert state == RunState.from_json({**state.to_json(), "of_a_later_version": 1})
 
 
-@pytest.mark.parametrize("sites", [(), ("a b",), ("a", "A"), ("server",), ("../x",), ("localhost",)])
+@pytest.mark.parametrize(
+    "sites", [(), ("a b",), ("a", "A"), ("server",), ("../x",), ("localhost",), ("f",), ("Yes",), ("1e5",)]
+)
 def test_bad_site_names_are_refused(sites):
     with pytest.raises(errors.InvalidInputError) as refused:
         FederationSettings(sites=sites)

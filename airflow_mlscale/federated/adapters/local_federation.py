@@ -6,9 +6,12 @@ started again after a pause, by a shell loop under the service's guard.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import json
 import socket
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -181,21 +184,22 @@ def _wait_for_server(port: int, settings: FederationSettings) -> None:
 
 def _wait_for_sites(admin: nvflare_admin.NvflareAdmin, settings: FederationSettings) -> tuple[str, ...]:
     seen: list[str] = []
+    until = time.monotonic() + settings.start_timeout_s
 
-    def registered() -> bool:
-        try:
-            seen[:] = admin.sites()
-        except errors.UnreachableError:
-            return False
-        return set(settings.sites) <= set(seen)
+    def registered(site: str) -> bool:
+        if site not in seen:
+            with contextlib.suppress(errors.UnreachableError):
+                seen[:] = admin.sites()
+        return site in seen
 
-    processes.wait_until(
-        registered,
-        what=f"the federation's sites {', '.join(settings.sites)}",
-        timeout_s=settings.start_timeout_s,
-        log_path=_log("server"),
-        poll_s=0.5,
-    )
+    for site in settings.sites:  # one by one, so that the log of the missing one is told
+        processes.wait_until(
+            functools.partial(registered, site),
+            what=f"the federation's site {site}",
+            timeout_s=max(0.0, until - time.monotonic()),
+            log_path=_log(site),
+            poll_s=0.5,
+        )
     return tuple(seen)
 
 
