@@ -351,7 +351,7 @@ def check_site(name: object, field: str) -> None:
         InvalidInputError: names the field, the name and what is wrong with it.
     """
     good = isinstance(name, str) and SITE.fullmatch(name)
-    _check(good, field, name, "a site is named with letters, digits, '_' and '-', at most 63")
+    _check(good, field, name, "use letters, digits, '_' and '-', the first a letter or digit, at most 63")
     word = str(name).lower()
     _check(word not in RESERVED_SITES, field, name, "this name is taken by the federation itself")
     _check(
