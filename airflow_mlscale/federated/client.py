@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 
 STATUS_EVERY_S = 5.0
 """How often the engine is asked about a job that has not begun."""
+MISSING_EVERY_S, RETURNED_EVERY_S = 10.0, 60.0
+"""How often it is asked for sites that could join the next segment: while one is missed, and otherwise."""
+RETRY_S = 3.0
+"""Between two tries to reach a federation that restarts."""
 
 
 @dataclass
@@ -37,7 +41,7 @@ class RunClient:
     admin: ports.FederationAdmin
     run_store: Path
     max_segments: int = 5
-    """Segments of one run, the first included; a run that is lost more often fails."""
+    """Segments of one run, the first included and those begun for returning sites not; a run lost more often fails."""
     keeps_alive: bool = False
     """Whether following a run keeps it alive: a simulated one ends when nobody follows it."""
     restart_patience_s: float = 120.0
@@ -81,24 +85,34 @@ class RunClient:
             self._submit(directory, directory.create(run), segment + 1)
         return run
 
-    def next_segment(self, run_id: str, reason: str) -> int:
-        """Let a lost run go on in a new segment; returns its number.
+    def next_segment(self, run_id: str, reason: str, *, after: int | None = None) -> int:
+        """Let a run whose segment is over go on in a new one; returns its number.
+
+        Args:
+            run_id: the run.
+            reason: why the segment is over.
+            after: the segment; if a later one has begun meanwhile, nothing happens. Default is the last one.
 
         Raises:
             FederatedRunFailedError: the run was lost too often.
-            UnreachableError: the federation does not answer.
+            UnreachableError: the federation does not come back in `restart_patience_s`; tells what there is so far.
         """
         directory = self.directory(run_id)
         run, (segment, job_id) = directory.first_settings(), directory.last_segment()
         if run is None:
             raise self._unknown(run_id)
-        if segment >= self.max_segments:
-            raise errors.FederatedRunFailedError(f"run {run_id} was lost {segment} times, last because: {reason}")
-        log.warning("segment %d of run %s is lost (%s); submitting segment %d", segment, run_id, reason, segment + 1)
-        if job_id:
+        if after is not None and segment > after:
+            return segment
+        state = directory.state()
+        lost = segment - (state.renewals if state else 0)
+        if lost >= self.max_segments:
+            told = f"run {run_id} was lost {lost} times, last because: {reason}{self._so_far(directory)}"
+            raise errors.FederatedRunFailedError(told)
+        log.warning("segment %d of run %s is over (%s); submitting segment %d", segment, run_id, reason, segment + 1)
+        self._submit_patiently(directory, run, segment + 1)
+        if job_id:  # only now: that takes the engine ten seconds, in which the next segment starts
             with contextlib.suppress(errors.MlscaleError):  # a job that is gone cannot be aborted
                 self.admin.abort(job_id)
-        self._submit_patiently(directory, run, segment + 1)
         return segment + 1
 
     def stop(self, run_id: str, *, patience_s: float = 2.0) -> None:
@@ -166,7 +180,7 @@ class RunClient:
         if run is None:
             raise self._unknown(run_id)
         now = state.updated_at if state is not None and state.simulated else time.time()
-        change = limits.Change(what=_changed(values, now), by=by or _who(), at=now)
+        change = limits.Change(what=_changed(values, now), by=by or who(), at=now)
         after = limits.check(run, state, change, now=now)
         directory.change(change)
         return after
@@ -222,12 +236,18 @@ class RunClient:
             return f"run {run_id}: there is no such run yet in {self.run_store}; waiting for it"
         return f"run {run_id}: waiting for {condition}"
 
-    def follower(self, run_id: str) -> Follower:
-        """Something to look at the run with, again and again; it tells what is still to come."""
+    def follower(self, run_id: str, *, told: int | None = None) -> Follower:
+        """Something to look at the run with, again and again, and to hear its news from.
+
+        Args:
+            run_id: the run.
+            told: records of its journal that are no news; default is all that there are.
+        """
         directory = self.directory(run_id)
         segment, job_id = directory.last_segment()
         seen = watch.Watch(segment=segment, began_s=time.monotonic())
-        return Follower(self, run_id, seen, job_id, records_seen=len(directory.records()))
+        told = len(directory.records()) if told is None else told
+        return Follower(self, run_id, seen, job_id, records_seen=told)
 
     def _unknown(self, run_id: str) -> errors.InvalidInputError:
         return errors.InvalidInputError("run_id", run_id, f"there is no such run in {self.run_store}")
@@ -258,10 +278,21 @@ class RunClient:
                 self._check(run)
                 return self._submit(directory, run, segment)
             except errors.TransientError as exc:
-                if time.monotonic() > until:
-                    raise
+                if (left_s := until - time.monotonic()) <= 0:
+                    raise errors.TransientError(f"{exc}{self._so_far(directory)}") from exc
                 log.info("waiting for the federation: %s", exc)
-                time.sleep(exc.retry_after_s)
+                time.sleep(min(exc.retry_after_s, RETRY_S, left_s))  # no event tells that a server is back
+
+    def _so_far(self, directory: run_directory.RunDirectory) -> str:
+        """What a run that cannot go on now has come to, and where it is; empty before its first complete round."""
+        state = directory.state()
+        if state is None or not state.rounds:
+            return ""
+        return (
+            f"; run {state.run_id} has {len(state.rounds)} complete rounds, the best is round {state.best_round} with "
+            f"{state.metric} {state.best_value:.4f}, its weights are {directory.weights_path(state.best_round)}; "
+            "a retry goes on there"
+        )
 
     def _submit(self, directory: run_directory.RunDirectory, run: RunSettings, segment: int) -> None:
         directory.withdraw_stop()
@@ -296,6 +327,7 @@ class Follower:
     job_id: str | None
     records_seen: int = 0
     _status_asked_s: float = 0.0
+    _returned_asked_s: float | None = None
 
     def look(self) -> watch.Look:
         """One look; blocks for up to a few seconds while the segment has not begun."""
@@ -304,14 +336,33 @@ class Follower:
             directory.needed()
         now_s = time.monotonic()
         job_over = self._job_over(now_s)  # first: a run that ends while the engine answers must not look lost
+        state = directory.state()
         found, self.seen = watch.look(
             self.seen,
-            state=directory.state(),
+            state=state,
             beat=_beat(directory.heartbeat()),
             job_over=job_over,
             now_s=now_s,
         )
+        if found.progress == watch.Progress.LIVES and state is not None:
+            self._look_for_returned(directory, state, now_s)
         return found
+
+    def _look_for_returned(self, directory: run_directory.RunDirectory, state: model.RunState, now_s: float) -> None:
+        """Tell the controller which sites could join the next segment: it cannot see them itself."""
+        began = state.rounds and state.rounds[-1].segment == self.seen.segment
+        if self.job_id is None or not (began or state.failed_rounds):
+            return
+        if self._returned_asked_s is None:
+            self._returned_asked_s = now_s
+        missed = any(site.unanswered for site in state.sites)
+        if now_s - self._returned_asked_s < (MISSING_EVERY_S if missed else RETURNED_EVERY_S):
+            return
+        self._returned_asked_s = now_s
+        with contextlib.suppress(errors.MlscaleError):  # it is asked again
+            returned = self.admin.sites_without(self.job_id)
+            if sorted(returned) != sorted(directory.returned(self.seen.segment)):
+                directory.tell_returned(self.seen.segment, returned)
 
     def news(self) -> News | None:
         """What the journal tells since the last call; None while the run has not begun."""
@@ -355,7 +406,8 @@ def _changed(values: Mapping[str, Any], now: float) -> dict[str, float | int | N
     return found
 
 
-def _who() -> str:
+def who() -> str:
+    """The user and the machine of this process."""
     return f"{getpass.getuser()}@{socket.gethostname()}"
 
 

@@ -1,4 +1,4 @@
-"""``mlscale federated``: a federation on this machine; one across machines is in `site_commands`."""
+"""``mlscale federated``: a federation on this machine. Across machines: `site_commands`; runs: `run_commands`."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from airflow_mlscale.federated import site_commands
+from airflow_mlscale.federated import run_commands, site_commands
 from airflow_mlscale.federated.settings import FederationSettings
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``federated up | down | status | provision | server | site`` to the ``mlscale`` command."""
+    """Add ``federated up | down | status``, those of sites and those of runs to the ``mlscale`` command."""
     federated = commands.add_parser("federated", help="a federation: NVFlare server and sites, here or across machines")
     actions = federated.add_subparsers(dest="action", required=True, metavar="ACTION")
     up = actions.add_parser("up", help="provision and start server and sites, wait until they are ready")
@@ -33,6 +33,7 @@ def add_commands(commands: Any) -> None:
     status = actions.add_parser("status", help="who runs and which sites the server sees")
     status.set_defaults(run=_status)
     site_commands.add_commands(actions)
+    run_commands.add_commands(actions)
     for action in (up, down, status):
         action.add_argument("--home", type=Path, help="state directory instead of $MLSCALE_HOME or ~/.mlscale")
 

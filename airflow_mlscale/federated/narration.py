@@ -74,12 +74,11 @@ def speed(site: Site) -> str:
 
 
 def told(records: Sequence[Record], run: RunSettings, state: model.RunState) -> Iterator[str]:
-    """Lines for new records, with a table of the sites after every tenth round and at the end of the run."""
+    """Lines for new records, with a table of the sites after every tenth round."""
     for record in records:
-        yield line(record, run)
+        yield f"simulated {line(record, run)}" if state.simulated else line(record, run)
     rounds = [int(str(record.seen["round"])) for record in records if is_round(record)]
-    tenth = any(number % TABLE_EVERY_ROUNDS == 0 for number in rounds)
-    if tenth or (rounds and state.status.ended):
+    if any(number % TABLE_EVERY_ROUNDS == 0 for number in rounds):
         yield from table(state.sites, state)
 
 

@@ -8,11 +8,11 @@ alone, so that two policies meet the same luck. All results say that they are si
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import exp
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from airflow_mlscale.federated import checks, limits, model, policy, ports
 from airflow_mlscale.federated.controller import SegmentController
@@ -44,6 +44,12 @@ class SimulatedSite:
             checks.number(getattr(self, name), name, 0.0)
         for name in ("answers", "straggles"):
             checks.number(getattr(self, name), name, 0.0, 1.0)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> SimulatedSite:
+        """A site from its fields as JSON."""
+        gone = tuple((float(start), float(end)) for start, end in values.get("gone", ()))
+        return cls(**{**values, "straggle": tuple(values.get("straggle", (3.0, 10.0))), "gone": gone})
 
 
 def drawn(
@@ -148,6 +154,9 @@ class SimulatedSites:
         self._under_way += [(each, plan, began_s, weights) for each in tries if each not in heard]
         self.clock.now_s = began_s + open_s
         return answers
+
+    def returned(self) -> Sequence[str]:
+        return ()  # sites that are away stay in their job
 
     def late(self) -> list[model.SiteAnswer]:
         now_s = self.clock.now_s
@@ -289,25 +298,31 @@ def simulate(
     store: ports.RunStore | None = None,
     output_dir: Path = Path("."),
     server_s: float = 1.0,
+    segment: int = 1,
+    seed: int | None = None,
+    began_s: float = 0.0,
 ) -> Simulated:
-    """Play a run to its end; its deadline counts from 0, the start of the simulated clock.
+    """Play a segment of a run to its end.
 
     Args:
-        run: settings; ``deadline_at`` in seconds from the start.
+        run: settings; ``deadline_at`` is a time of the simulated clock.
         sites: who takes part, and how they behave.
         trainer: trains for them.
         evaluator: the server's model and held-out data.
         store: where the run is recorded; default is memory.
         output_dir: where the evaluator exports the model to.
         server_s: what a round takes on the server.
+        segment: its number.
+        seed: of the sites' luck; default is that of the run.
+        began_s: what the clock shows at the start.
     """
-    clock = Clock()
-    federation = SimulatedSites(sites, trainer, clock, seed=run.seed, server_s=server_s)
+    clock = Clock(began_s)
+    federation = SimulatedSites(sites, trainer, clock, seed=run.seed if seed is None else seed, server_s=server_s)
     state = SegmentController(
-        run=run, segment=1, sites=federation, evaluator=evaluator, store=store or MemoryStore(), output_dir=output_dir,
-        now=clock, simulated=True,
+        run=run, segment=segment, sites=federation, evaluator=evaluator, store=store or MemoryStore(),
+        output_dir=output_dir, now=clock, simulated=True,
     ).play()  # fmt: skip
     return Simulated(
-        state=state, wall_s=clock.now_s, node_s=federation.node_s, compute_s=federation.compute_s,
+        state=state, wall_s=clock.now_s - began_s, node_s=federation.node_s, compute_s=federation.compute_s,
         history=tuple(federation.history),
     )  # fmt: skip

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
+from typing import Any
 
 from airflow.sdk import BaseHook, Connection
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import client
-from airflow_mlscale.federated.adapters import nvflare_admin
+from airflow_mlscale.federated import client, connection, ports
 
 
 class FederatedHook(BaseHook):
@@ -17,7 +16,9 @@ class FederatedHook(BaseHook):
 
     The connection's extras: ``admin_kit``, the directory of the admin's start-up kit on the worker and the
     triggerer, and ``run_store``, the directory of runs that they share with the federation's server. The kit
-    itself is a secret and is never logged.
+    itself is a secret and is never logged. Or, for tests of DAGs, ``simulated_sites`` in place of the kit:
+    names of sites that are played by one local process on simulated time, see
+    `federated.adapters.simulated_federation.Simulation`.
 
     Args:
         conn_id: the connection.
@@ -36,23 +37,21 @@ class FederatedHook(BaseHook):
 
     @cached_property
     def runs(self) -> client.RunClient:
-        """Begin, follow and stop runs.
+        """Begin, follow, change and end runs.
 
         Raises:
             InvalidInputError: the connection lacks an extra, or its kit is no admin's start-up kit.
         """
-        return client.RunClient(self.admin, self._directory("run_store"))
+        return connection.runs(self._extra, self.conn_id)
 
     @cached_property
-    def admin(self) -> nvflare_admin.NvflareAdmin:
+    def admin(self) -> ports.FederationAdmin:
         """The federation's admin interface.
 
         Raises:
             InvalidInputError: as for `runs`.
         """
-        admin = nvflare_admin.NvflareAdmin(self._directory("admin_kit"))
-        admin.check_kit()
-        return admin
+        return connection.admin(self._extra, self.conn_id)
 
     def get_conn(self) -> client.RunClient:
         """The same as `runs`."""
@@ -66,13 +65,12 @@ class FederatedHook(BaseHook):
                 return False, f"logged in, but run_store={str(self.runs.run_store)!r} is not a directory here"
         except errors.MlscaleError as exc:
             return False, str(exc)
-        return True, f"logged in; connected sites: {', '.join(sites) or 'none'}"
+        named = ", ".join(sites) or "none"
+        if connection.SIMULATED in self._extra:
+            return True, f"simulated sites: {named}"
+        return True, f"logged in; connected sites: {named}"
 
-    def _directory(self, extra: str) -> Path:
-        connection = self._connection or self.get_connection(self.conn_id)
-        value = connection.extra_dejson.get(extra)
-        if not value or not isinstance(value, str):
-            raise errors.InvalidInputError(
-                extra, value, f"set this extra of the connection {self.conn_id!r} to a directory"
-            )
-        return Path(value).expanduser()
+    @cached_property
+    def _extra(self) -> dict[str, Any]:
+        found = self._connection or self.get_connection(self.conn_id)
+        return dict(found.extra_dejson)

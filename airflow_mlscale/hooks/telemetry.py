@@ -68,12 +68,12 @@ def of(task_instance: Any, earlier: Iterable[Record] = ()) -> SparkMetrics:
 
 def in_triggerer(task_instance: Any, earlier: Iterable[Record] = ()) -> SparkMetrics:
     """As `of`, where only Airflow's core has its metrics set up, and a test's trigger may have no task."""
-    _set_up()
+    set_up()
     return of(task_instance, earlier) if task_instance else SparkMetrics({}, earlier)
 
 
 @functools.cache
-def _set_up() -> None:
+def set_up() -> None:
     """Once a process, as Airflow's task runner does it."""
     stats.initialize(
         factory=stats_utils.get_stats_factory(), export_legacy_names=conf.getboolean("metrics", "legacy_names_on")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -12,36 +13,49 @@ from typing import Any, NoReturn
 from airflow.sdk import BaseOperator
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import adaptive, client, combination, watch
+from airflow_mlscale.federated import adaptive, client, combination, summary, watch
 from airflow_mlscale.federated.combination import Aggregation, Privacy, ServerOptimiser
 from airflow_mlscale.federated.model import Quality, Status
-from airflow_mlscale.federated.settings import NO_BUDGET, Budget, RunSettings
+from airflow_mlscale.federated.settings import FUNCTIONS, NO_BUDGET, Budget, RunSettings
+from airflow_mlscale.hooks import federated_telemetry
 from airflow_mlscale.hooks.federated import FederatedHook
+from airflow_mlscale.hooks.federated_onlookers import Onlookers
+from airflow_mlscale.hooks.mlflow import MLflow
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.runtime import deadlines
 from airflow_mlscale.triggers.federated import FederatedRunTrigger
 
-__all__ = ["Aggregation", "Budget", "FederatedTrainingOperator", "Privacy", "Quality", "ServerOptimiser"]
+__all__ = ["Aggregation", "Budget", "FederatedTrainingOperator", "MLflow", "Privacy", "Quality", "ServerOptimiser"]
 
 ON_LIMIT = ("fail", "return_best")
 
 
 class FederatedTrainingOperator(BaseOperator):
-    """Trains a Keras model on sites that keep their data, until a quality holds on held-out data or a limit comes.
+    """Trains a model on sites that keep their data, until a quality holds on held-out data or a limit comes.
 
     The round loop runs in the federation's server job, so this task only submits and follows: it may be
     killed, retried or deferred without a round being lost. A retry re-attaches to the run; clearing the
     task begins a new one.
 
+    Give ``model`` and ``client_data``, or a ``client_script`` with ``model`` or ``initial_weights``.
+
     Args:
         model: ``module:function`` that returns a compiled Keras model; called with those of ``data_args`` that
             it takes. (templated)
-        client_data: ``module:function`` called on a site as ``(site_name, **data_args)``; returns ``(x, y)``.
-            (templated)
+        client_data: ``module:function`` called on a site as ``(site_name, **data_args)``; returns ``(x, y)``, or
+            ``((x, y), (x_val, y_val))`` where the sites measure. (templated)
         evaluation_data: ``module:function`` called on the server as ``(**data_args)``; returns the held-out
-            ``(x, y)``. (templated)
-        target: when to stop, `Quality` of a Keras metric.
+            ``(x, y)``. Without it the sites measure each model that they are sent. (templated)
+        validation_split: part of a site's data that it measures on and never trains on, where the sites measure.
+        client_script: a program that trains by NVFlare's client API: the path of its file, absolute or below the DAG
+            folder, or a module's name. (templated)
+        client_script_args: words of its command line, as text or a list. (templated)
+        client_script_format: how the script's parameters hold arrays: ``numpy``, ``pytorch``,
+            ``keras_layer_weights``.
+        initial_weights: ``module:function`` that returns arrays by name, for a client script without a Keras model;
+            called with those of ``data_args`` that it takes. (templated)
+        target: when to stop, `Quality` of a metric of Keras, of your own or of the client script.
         data_args: keyword arguments of the data functions, JSON values. (templated)
         sites: names of the sites that take part; default is every connected one. (templated)
         extra_modules: modules that the functions' modules import and that the sites do not have.
@@ -74,8 +88,9 @@ class FederatedTrainingOperator(BaseOperator):
         start_allowance: seconds that the first round of a segment may take longer, for start and data reading.
         on_limit: ``fail`` or ``return_best`` when a limit, a standstill or the verdict that the target is out of reach
             comes before the target.
-        output_dir: directory on the server for ``model.keras`` and ``saved_model``; default is the run's own.
-            (templated)
+        output_dir: directory on the server for ``model.keras`` and ``saved_model``, or ``model.npz`` without a Keras
+            model; default is the run's own. (templated)
+        mlflow: where the run is logged to in MLflow, `MLflow`; what goes wrong there never disturbs the run.
         conn_id: connection of type ``mlscale_federated``. (templated)
         deferrable: follow the run in the triggerer instead of holding a worker's slot.
         poll_s: seconds between two looks at the run.
@@ -97,6 +112,9 @@ class FederatedTrainingOperator(BaseOperator):
         "model",
         "client_data",
         "evaluation_data",
+        "client_script",
+        "client_script_args",
+        "initial_weights",
         "data_args",
         "sites",
         "deadline",
@@ -107,10 +125,15 @@ class FederatedTrainingOperator(BaseOperator):
     def __init__(
         self,
         *,
-        model: str,
-        client_data: str,
-        evaluation_data: str,
         target: Quality,
+        model: str | None = None,
+        client_data: str | None = None,
+        evaluation_data: str | None = None,
+        validation_split: float = 0.2,
+        client_script: str | None = None,
+        client_script_args: str | Sequence[str] = (),
+        client_script_format: str = "numpy",
+        initial_weights: str | None = None,
         data_args: Mapping[str, Any] | None = None,
         sites: Sequence[str] | None = None,
         extra_modules: Sequence[str] = (),
@@ -137,6 +160,7 @@ class FederatedTrainingOperator(BaseOperator):
         start_allowance: float | timedelta = 120.0,
         on_limit: str = "fail",
         output_dir: str | None = None,
+        mlflow: MLflow | None = None,
         conn_id: str = FederatedHook.default_conn_name,
         deferrable: bool = False,
         poll_s: float = 1.0,
@@ -146,6 +170,10 @@ class FederatedTrainingOperator(BaseOperator):
         self.model = model
         self.client_data = client_data
         self.evaluation_data = evaluation_data
+        self.client_script = client_script
+        self.client_script_args = client_script_args
+        self.initial_weights = initial_weights
+        self.generated_modules: Mapping[str, str] = {}
         self.target = target
         self.data_args = data_args or {}
         self.sites = sites
@@ -153,10 +181,13 @@ class FederatedTrainingOperator(BaseOperator):
         self.output_dir = output_dir
         self.conn_id = conn_id
         self.on_limit = on_limit
+        self.mlflow = mlflow
         self.deferrable = deferrable
         self.poll_s = poll_s
         self._settings = {
             "target": target,
+            "validation_split": validation_split,
+            "client_script_format": client_script_format,
             "extra_modules": tuple(extra_modules),
             "max_rounds": max_rounds,
             "min_nodes": min_nodes,
@@ -173,7 +204,8 @@ class FederatedTrainingOperator(BaseOperator):
             "batch_size": batch_size,
             "proximal_mu": proximal_mu,
             "aggregation": aggregation,
-            "server_optimiser": server_optimiser or adaptive.advised(policy, private=privacy is not None),
+            "server_optimiser": server_optimiser
+            or adaptive.advised(policy, private=privacy is not None, averaged=evaluation_data is not None),
             "privacy": privacy,
             "encrypted": encrypted,
             "round_timeout_s": _seconds(round_timeout),
@@ -187,22 +219,25 @@ class FederatedTrainingOperator(BaseOperator):
     def execute(self, context: Any) -> dict[str, Any]:
         """Check everything, submit or re-attach, follow to the end; returns the summary."""
         with translated():
-            self._attach(context, self._name(context), begin=True)
+            told = self._attach(context, self._name(context), begin=True)
             if self.deferrable:
-                self._defer()
-            return self._follow(context)
+                self._defer(told)
+            with self._onlookers(context) as onlookers:
+                return self._follow(context, onlookers, told)
 
     def execute_complete(self, context: Any, event: dict[str, Any], run_id: str) -> dict[str, Any]:
         """Go on after the trigger: finish, or submit the run's next segment and wait again."""
         with translated():
-            runs = self._attach(context, run_id, begin=False)
+            self._attach(context, run_id, begin=False)
+            runs, _ = self._attached()
             if event["progress"] == watch.Progress.ENDED:
-                return self._finish(context, run_id)
+                with self._onlookers(context) as onlookers:
+                    return self._finish(context, onlookers, runs.follower(run_id, told=event.get("told")))
             if event["progress"] != watch.Progress.LOST:
                 raise errors.TransientError(event["reason"])
             self._publish(context, run_id)
             runs.next_segment(run_id, event["reason"])
-        return self._defer()
+        return self._defer(event.get("told", 0))
 
     def on_kill(self) -> None:
         """End the run: the task was killed, and nobody would follow it. Makes no call into Airflow."""
@@ -212,55 +247,67 @@ class FederatedTrainingOperator(BaseOperator):
             except errors.MlscaleError as exc:
                 self.log.warning("cannot abort run %s: %s", self._run_id, exc)
 
-    def _attach(self, context: Any, run_id: str, *, begin: bool) -> client.RunClient:
+    def _attach(self, context: Any, run_id: str, *, begin: bool) -> int:
+        """Returns how many records the run's journal had before; others have told of them."""
         runs = FederatedHook(self.conn_id).runs
+        told = len(runs.directory(run_id).records())
         if begin:
             runs.begin(self._run(context, runs, run_id))
             context["ti"].xcom_push(key="run_id", value=run_id)
         self._runs, self._run_id = runs, run_id
-        return runs
+        return told
 
-    def _follow(self, context: Any) -> dict[str, Any]:
+    def _onlookers(self, context: Any) -> Onlookers:
+        log = self.mlflow.log() if self.mlflow else None
+        return Onlookers(self.log.info, federated_telemetry.of(context["ti"]), log)
+
+    def _follow(self, context: Any, onlookers: Onlookers, told: int) -> dict[str, Any]:
         runs, run_id = self._attached()
-        follower = runs.follower(run_id)
+        follower = runs.follower(run_id, told=told)
         while True:
-            follower.new_rounds(self.log.info)
             look = follower.look()
             if look.progress == watch.Progress.ENDED:
-                follower.new_rounds(self.log.info)
-                return self._finish(context, run_id)
+                return self._finish(context, onlookers, follower)
+            onlookers(follower.news())
             self._publish(context, run_id)
             if look.progress == watch.Progress.LOST:
                 runs.next_segment(run_id, look.reason)
-                follower = runs.follower(run_id)
+                follower = runs.follower(run_id, told=follower.records_seen)
             time.sleep(self.poll_s)
 
-    def _finish(self, context: Any, run_id: str) -> dict[str, Any]:
+    def _finish(self, context: Any, onlookers: Onlookers, follower: client.Follower) -> dict[str, Any]:
+        run_id = follower.run_id
         result = self._attached()[0].result(run_id)
+        onlookers.finished(follower.news())
         self._publish(context, run_id, now=True)
         self.log.info(
-            "run %s %s after %d rounds at %s %s: %s",
-            run_id, result["status"], result["rounds"], result["metric"], result["accuracy"], result["stopped_reason"],
+            "%srun %s %s after %d rounds at %s %s: %s",
+            "simulated " if result["simulated"] else "", run_id, result["status"], result["rounds"], result["metric"],
+            result["accuracy"], result["stopped_reason"],
         )  # fmt: skip
         if result["status"] in (Status.FAILED, Status.ABORTED):
             raise errors.FederatedRunFailedError(f"run {run_id} {result['status']}: {result['stopped_reason']}")
-        if not result["reached"] and self.on_limit == "fail":
+        wanted = result["reached"] or result["status"] == Status.STOPPED  # somebody asked for what there is
+        if not wanted and self.on_limit == "fail":
             raise errors.TargetNotReachedError(
                 f"run {run_id} ended at {result['metric']} {result['accuracy']:.4f}, target {result['target']:g}: "
-                f"{result['stopped_reason']}; its best model is {result['keras_model']}"
+                f"{result['stopped_reason']}; its best model is {result['keras_model'] or result['weights_file']}"
             )
         return result
 
     def _publish(self, context: Any, run_id: str, *, now: bool = False) -> None:
         runs, _ = self._attached()
         self._state = self._state or TaskStateJournal(context.get("task_state_store"))
-        summary = {name: value for name, value in runs.result(run_id).items() if not name.endswith("_table")}
-        self._state.publish(runs.directory(run_id).records(), summary, now=now)
+        told = summary.for_task_state(runs.result(run_id))
+        self._state.publish(runs.directory(run_id).records(), told, now=now)
 
-    def _defer(self) -> NoReturn:
+    def _defer(self, told: int) -> NoReturn:
         _, run_id = self._attached()
+        mlflow = self.mlflow.to_json() if self.mlflow else None
         self.defer(
-            trigger=FederatedRunTrigger(run_id=run_id, conn_id=self.conn_id, poll_s=self.poll_s),
+            trigger=FederatedRunTrigger(
+                run_id=run_id, conn_id=self.conn_id, poll_s=self.poll_s, told=told, mlflow=mlflow
+            ),
             method_name="execute_complete",
             kwargs={"run_id": run_id},
         )
@@ -276,15 +323,20 @@ class FederatedTrainingOperator(BaseOperator):
         deadline_at = known.deadline_at if known else self._deadline_at(context)
         return RunSettings(
             run_id=run_id,
-            model=self.model,
-            client_data=self.client_data,
-            evaluation_data=self.evaluation_data,
-            data_args=self.data_args,
+            **{name: getattr(self, name) for name in FUNCTIONS},
+            client_script=self.client_script,
+            client_script_args=_words(self.client_script_args),
+            generated_modules=self.generated_modules,
+            data_args=self.arguments(),
             sites=None if self.sites is None else tuple(self.sites),
             deadline_at=deadline_at,
             output_dir=self.output_dir,
             **self._settings,
         )
+
+    def arguments(self) -> dict[str, Any]:
+        """What the functions are called with."""
+        return dict(self.data_args)
 
     def _deadline_at(self, context: Any) -> float | None:
         if self.deadline is None:
@@ -306,15 +358,33 @@ class FederatedTrainingOperator(BaseOperator):
         """Refuse at parse time what cannot become right at run time."""
         if self.on_limit not in ON_LIMIT:
             raise errors.InvalidInputError("on_limit", self.on_limit, f"use one of {', '.join(ON_LIMIT)}")
+        if self.mlflow is not None and not isinstance(self.mlflow, MLflow):
+            raise errors.InvalidInputError("mlflow", self.mlflow, "use MLflow(tracking_uri=...) or MLflow(conn_id=...)")
         if self.deadline is not None and not hasattr(self.deadline, "iter_references"):
             deadlines.check(self.deadline)
-        functions = {name: getattr(self, name) for name in ("model", "client_data", "evaluation_data")}
-        known = {name: value for name, value in functions.items() if not _rendered_later(value)}
-        RunSettings(**{"run_id": "check", **dict.fromkeys(functions, "later:later"), **known, **self._settings})
+        named = {name: getattr(self, name) for name in FUNCTIONS}
+        named = {name: "later:later" if _rendered_later(value) else value for name, value in named.items()}
+        script = "later.py" if _rendered_later(self.client_script) else self.client_script
+        args = self.client_script_args
+        late = _rendered_later(args) or any(map(_rendered_later, args))
+        words = () if late else _words(args)
+        RunSettings(
+            **{"run_id": "check", **named, "client_script": script, "client_script_args": words, **self._settings}
+        )
 
 
 def _rendered_later(value: Any) -> bool:
     return hasattr(value, "iter_references") or (isinstance(value, str) and "{{" in value)
+
+
+def _words(line: str | Sequence[str]) -> tuple[str, ...]:
+    """A command line as its words."""
+    if not isinstance(line, str):
+        return tuple(line)
+    try:
+        return tuple(shlex.split(line))
+    except ValueError as exc:
+        raise errors.InvalidInputError("client_script_args", line, f"is no command line: {exc}") from exc
 
 
 def _seconds(value: Any) -> Any:

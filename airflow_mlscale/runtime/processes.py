@@ -188,8 +188,13 @@ def end_service(name: str, *, timeout_s: float = 30.0) -> bool:
                 _kill(everything)
                 for straggler in everything:
                     _ended(straggler, 5.0)
-    _record_path(name).unlink(missing_ok=True)
+    forget(name)
     return found is not None
+
+
+def forget(name: str) -> None:
+    """Remove the record of a service that ends by itself."""
+    _record_path(name).unlink(missing_ok=True)
 
 
 def wait_until(

@@ -30,6 +30,8 @@ class FederatedAccuracySensor(BaseSensorOperator):
         metric: the metric of the run's target.
         higher_is_better: of a metric that is not one of Keras'.
         in_a_row: evaluations in a row that must reach it.
+        stop_run: once the condition is met, ask the run to end with the best model that it has; its operator returns
+            that as a success.
         conn_id: connection of type ``mlscale_federated``. (templated)
         deferrable: wait in the triggerer instead of a worker's slot.
         poke_interval: seconds between two looks.
@@ -55,6 +57,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
         metric: str = "accuracy",
         higher_is_better: bool | None = None,
         in_a_row: int = 1,
+        stop_run: bool = False,
         conn_id: str = FederatedHook.default_conn_name,
         deferrable: bool = False,
         poke_interval: float = 2.0,
@@ -66,7 +69,10 @@ class FederatedAccuracySensor(BaseSensorOperator):
         self.condition = _condition(awaited, at_least, metric, in_a_row, stalled_rounds, higher_is_better)
         self.conn_id = conn_id
         self.deferrable = deferrable
+        self.stop_run = stop_run
         self._told = ""
+        if stop_run and self.condition.awaited == stopping.Awaited.FAILED:
+            raise errors.InvalidInputError("stop_run", stop_run, "a run that has failed cannot be stopped")
 
     def execute(self, context: Any) -> Any:
         """Look once; then wait here or in the triggerer."""
@@ -81,6 +87,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
                 condition=self.condition.to_json(),
                 conn_id=self.conn_id,
                 poll_s=float(self.poke_interval),
+                stop_by=self._by(context) if self.stop_run else None,
             ),
             method_name="execute_complete",
             timeout=self.timeout,
@@ -93,6 +100,8 @@ class FederatedAccuracySensor(BaseSensorOperator):
                 raise errors.InvalidInputError("run_id", self.run_id, "give the run_id of a federated training task")
             runs = FederatedHook(self.conn_id).runs
             found = runs.met(self.run_id, self.condition)
+            if found is not None:
+                self._stop(context)
         if found is None and (awaited := runs.awaited(self.run_id, self.condition)) != self._told:
             self._told = awaited
             self.log.info(awaited)
@@ -101,9 +110,20 @@ class FederatedAccuracySensor(BaseSensorOperator):
     def execute_complete(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """Return what the trigger found, or fail with its reason."""
         if event["status"] == "met":
+            with translated():
+                self._stop(context)  # the triggerer may have died before it asked; asking twice is asking once
             return dict(event["found"])
         with translated():
             raise getattr(errors, event["error"], errors.FederatedRunFailedError)(event["reason"])
+
+    def _stop(self, context: Any) -> None:
+        if self.stop_run and FederatedHook(self.conn_id).runs.end(
+            self.run_id, by=self._by(context), why=str(self.condition)
+        ):
+            self.log.info("run %s is asked to end: %s", self.run_id, self.condition)
+
+    def _by(self, context: Any) -> str:
+        return f"sensor {context['ti'].dag_id}.{self.task_id}" if context.get("ti") else f"sensor {self.task_id}"
 
 
 def _condition(

@@ -122,7 +122,7 @@ def test_the_triggerer_sets_up_airflows_metrics_itself(
 ) -> None:
     monkeypatch.setenv("AIRFLOW__METRICS__STATSD_ON", "True")
     stats.initialize(factory=NoStatsLogger, export_legacy_names=True)  # as a triggerer begins
-    telemetry._set_up.cache_clear()
+    telemetry.set_up.cache_clear()
     metrics = telemetry.in_triggerer(federated_task.TaskInstance("task"))
     metrics(record(20, progress=0.25, deadline_s=100))
     assert "airflow.mlscale.spark.progress,dag_id=a_dag,task_id=task:0.25|g" in statsd()

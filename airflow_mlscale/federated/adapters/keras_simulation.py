@@ -49,13 +49,31 @@ def simulate(run: RunSettings, sites: Sequence[simulation.SimulatedSite], run_st
     Raises:
         InvalidInputError: a function of the run cannot be found or returns something else than it should.
     """
+    directory = run_directory.RunDirectory(run_store / run.run_id)
+    return play(run, sites, directory, run_directory.RunWriter(directory, run.target, 1))
+
+
+def play(
+    run: RunSettings,
+    sites: Sequence[simulation.SimulatedSite],
+    directory: run_directory.RunDirectory,
+    writer: run_directory.RunWriter,
+    *,
+    segment: int = 1,
+    seed: int | None = None,
+    began_s: float = 0.0,
+) -> simulation.Simulated:
+    """Play a segment of a run that is recorded in a directory; arguments as of `simulate` and `simulation.simulate`.
+
+    Raises:
+        InvalidInputError: as for `simulate`.
+    """
     if run.client_data is None:
         raise errors.InvalidInputError("client_script", run.client_script, "cannot be simulated; use client_data")
-    directory = run_directory.RunDirectory(run_store / run.run_id)
     trains = KerasTrainer(run, [site.name for site in sites])  # first: it says how many threads there are
     evaluator = keras_model.KerasEvaluator(run)
     directory.create(run)
     return simulation.simulate(
-        run, sites, trains, evaluator, store=run_directory.RunWriter(directory, run.target, 1),
+        run, sites, trains, evaluator, store=writer, segment=segment, seed=seed, began_s=began_s,
         output_dir=Path(run.output_dir or directory.path / "model"),
     )  # fmt: skip
