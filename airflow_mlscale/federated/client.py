@@ -360,7 +360,7 @@ class Follower:
             return
         self._returned_asked_s = now_s
         with contextlib.suppress(errors.MlscaleError):  # it is asked again
-            returned = self.admin.sites_without(self.job_id)
+            returned = self.client.admin.sites_without(self.job_id)
             if sorted(returned) != sorted(directory.returned(self.seen.segment)):
                 directory.tell_returned(self.seen.segment, returned)
 

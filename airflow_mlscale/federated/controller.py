@@ -22,6 +22,7 @@ from airflow_mlscale.federated import (
     policy,
     ports,
     privacy,
+    renewal,
     server_step,
     site_quality,
     sites,
@@ -54,6 +55,7 @@ class SegmentController:
     _last_round_s: float | None = field(init=False, default=None)
     _trained: Sequence[bool] = field(init=False, default=())
     _memory: ports.Weights = field(init=False, default=())
+    _began_at: float = field(init=False, default=0.0)
     _back_at: int = field(init=False, default=0)
     """Rounds that were done when the run last went back to its best model."""
     _sent: dict[int, ports.Weights] = field(init=False, default_factory=dict)
@@ -65,6 +67,10 @@ class SegmentController:
         while not (decided := self._verdict(state := self._heard(state))).ends:
             if self.store.stop_asked():
                 decided = self._stopped(state)
+                break
+            if why := renewal.wanted(self.run, state, self.sites.returned(), now=self.now(), began_at=self._began_at):
+                state = replace(state, renewals=state.renewals + (not why.counts_as_loss), reason="")
+                decided = stopping.Verdict(model.Status.INTERRUPTED, why.reason)
                 break
             state, weights, failure = self._round(state, weights)
             if failure:
@@ -108,6 +114,7 @@ class SegmentController:
         return stopping.Verdict(model.Status.ABORTED, "asked to stop")
 
     def _resume(self) -> tuple[model.RunState, ports.Weights]:
+        self._began_at = self.now()
         state, weights = self.store.begin(self.segment)
         if state is None:
             state = model.RunState(
@@ -145,7 +152,7 @@ class SegmentController:
         if not policy.counts(plan, answers):
             if self.store.stop_asked():  # the round was cut short on purpose
                 return state, weights, None
-            return self._uncounted(state, plan, answers), weights, _same_error(self.run, state, plan, answers)
+            return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
         self._last_round_s = closed_s
         weights, self._memory = server_step.step(
             self.run, [*answers, *late], weights, self._memory, trained=self._trained
@@ -250,6 +257,7 @@ class SegmentController:
             answered=tuple(answer.site for answer in good), samples=sum(answer.samples for answer in good),
             seconds=round(self.now() - started, 3), segment=self.segment, epochs=plan.local_epochs,
             late=tuple(sorted(answer.site for answer in late)), effort=work,
+            failed=sum(answer.error is not None for answer in answers),
             node_s=round(state.node_seconds - sum(done.node_s for done in state.rounds), 3),
             compute_s=round(sum(answer.train_s for answer in good), 3),
             gigabytes=state.gigabytes - sum(done.gigabytes for done in state.rounds),
@@ -290,16 +298,11 @@ def _gigabytes(weights: ports.Weights) -> float:
     return sum(float(array.nbytes) for array in weights) / 1e9
 
 
-def _same_error(
-    run: RunSettings, state: model.RunState, plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]
-) -> str | None:
+def _same_error(plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]) -> str | None:
     """What the sites said, if every one of them failed: then the user's code is at fault and no new try helps."""
     if len(answers) < len(plan.asked) or any(answer.error is None for answer in answers):
         return None
-    lost = [answer for answer in answers if answer.error == LOST]
-    if run.client_script and not state.rounds and len(lost) == len(answers):
-        return f"client_script={run.client_script!r} ended on every site before it answered; the sites' logs say why"
-    if lost:
+    if any(answer.error == LOST for answer in answers):
         return None
     told = "; ".join(f"{answer.site}: {answer.error}" for answer in answers)
     return f"no site could train: {told}"[:4000]

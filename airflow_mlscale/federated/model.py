@@ -161,6 +161,8 @@ class Round:
     """Local epochs of each site that was asked."""
     late: tuple[str, ...] = ()
     """Sites whose answers to earlier rounds came in this one and were averaged too."""
+    failed: int = 0
+    """Sites that answered with an error, or with what is not believed."""
     effort: float = 1.0
     """Effective work of the round, see `curve.effort`."""
     node_s: float = 0.0
@@ -214,6 +216,8 @@ class RunState:
     """Rounds in a row after which the target looked out of reach."""
     forecast: Mapping[str, Any] | None = None
     """What was predicted after the last round, see `forecast.Forecast`."""
+    renewals: int = 0
+    """Segments that ended for sites that were back, see `renewal`."""
     changes: int = 0
     """Changes of limits and target that the run has heard of, see `limits`."""
 

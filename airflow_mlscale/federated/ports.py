@@ -25,6 +25,9 @@ class Sites(Protocol):
     def late(self) -> list[model.SiteAnswer]:
         """Answers to rounds that had closed, as far as the engine hears of them; each is told once."""
 
+    def returned(self) -> Sequence[str]:
+        """Sites that are connected and no part of this segment, as far as anybody who follows the run has looked."""
+
 
 @dataclass(frozen=True)
 class Exported:
@@ -101,10 +104,13 @@ class FederationAdmin(Protocol):
         """Submit a job folder; the same token returns the same job id. Returns the id."""
 
     def job_status(self, job_id: str) -> str | None:
-        """Status in the engine's own words; None for an unknown job."""
+        """Status in the engine's own words; None for an unknown job, and for one that nobody plays any more."""
 
     def abort(self, job_id: str) -> None:
         """End a job; nothing happens if it has ended."""
 
     def sites(self) -> Sequence[str]:
         """Sites that are connected now."""
+
+    def sites_without(self, job_id: str) -> Sequence[str]:
+        """Connected sites that say that they have no part in a job; may take some seconds if one does not answer."""

@@ -236,7 +236,7 @@ class FederatedTrainingOperator(BaseOperator):
             if event["progress"] != watch.Progress.LOST:
                 raise errors.TransientError(event["reason"])
             self._publish(context, run_id)
-            runs.next_segment(run_id, event["reason"])
+            runs.next_segment(run_id, event["reason"], after=event.get("segment"))
         return self._defer(event.get("told", 0))
 
     def on_kill(self) -> None:
@@ -271,7 +271,7 @@ class FederatedTrainingOperator(BaseOperator):
             onlookers(follower.news())
             self._publish(context, run_id)
             if look.progress == watch.Progress.LOST:
-                runs.next_segment(run_id, look.reason)
+                runs.next_segment(run_id, look.reason, after=follower.seen.segment)
                 follower = runs.follower(run_id, told=follower.records_seen)
             time.sleep(self.poll_s)
 

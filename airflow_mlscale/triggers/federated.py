@@ -59,7 +59,8 @@ class FederatedRunTrigger(BaseTrigger):
             look = await asyncio.to_thread(follower.look)
             onlookers(await asyncio.to_thread(follower.news))
             if look.progress != watch.Progress.LIVES:
-                return {"progress": str(look.progress), "reason": look.reason, "told": follower.records_seen}
+                over = {"segment": follower.seen.segment, "told": follower.records_seen}
+                return {"progress": str(look.progress), "reason": look.reason, **over}
             await asyncio.sleep(self.poll_s)
 
     async def on_kill(self) -> None:

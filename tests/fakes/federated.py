@@ -51,6 +51,7 @@ class Sites:
     play: Callable[[policy.RoundPlan, str], model.SiteAnswer | None] | None = None
     """What a site answers instead; None for silence."""
     plans: list[policy.RoundPlan] = field(default_factory=list)
+    back: Sequence[str] = ()
 
     def names(self) -> Sequence[str]:
         return self.sites
@@ -63,6 +64,9 @@ class Sites:
 
     def late(self) -> list[model.SiteAnswer]:
         return []
+
+    def returned(self) -> Sequence[str]:
+        return self.back
 
 
 def good(site: str, weights: ports.Weights) -> model.SiteAnswer:
@@ -99,6 +103,8 @@ class Admin:
     """Job ids by token."""
     statuses: dict[str, str] = field(default_factory=dict)
     aborted: list[str] = field(default_factory=list)
+    without: Sequence[str] = ()
+    """Sites that have no part in any job."""
     contents: list[dict[str, bytes]] = field(default_factory=list)
     """Files of each submission."""
 
@@ -114,3 +120,6 @@ class Admin:
 
     def sites(self) -> Sequence[str]:
         return self.connected
+
+    def sites_without(self, job_id: str) -> Sequence[str]:
+        return self.without

@@ -13,6 +13,7 @@ import pytest
 from airflow_mlscale import errors
 from airflow_mlscale.federated import client, model, stopping, watch
 from airflow_mlscale.federated.adapters import job_folder, nvflare_admin, provisioning, run_directory, user_functions
+from airflow_mlscale.federated.sites import Site
 from airflow_mlscale.runtime import processes
 from tests.fakes import federated
 
@@ -76,6 +77,51 @@ def test_a_lost_segment_is_aborted_and_followed_by_the_next_a_bounded_number_of_
     assert runs.admin.aborted == ["job-1", "job-2", "job-3", "job-4"]
     with pytest.raises(errors.FederatedRunFailedError, match="lost 5 times, last because: silence"):
         runs.next_segment("run", "silence")
+
+
+def test_changes_for_returning_sites_are_no_losses(runs):
+    runs.begin(settings())
+    record(runs, segment=1, status=model.Status.INTERRUPTED, renewals=4)
+    assert [runs.next_segment("run", "sites are back: c") for _ in range(8)][-1] == 9
+    with pytest.raises(errors.FederatedRunFailedError, match="lost 5 times"):
+        runs.next_segment("run", "silence")  # nine segments, four of them ended for sites
+
+
+def test_two_who_follow_a_run_begin_one_segment(runs):
+    runs.begin(settings())
+    assert runs.next_segment("run", "silence", after=1) == 2
+    assert runs.next_segment("run", "silence", after=1) == 2
+    assert runs.directory("run").last_segment() == (2, "job-2")
+
+
+def test_a_run_whose_federation_does_not_come_back_names_its_best_model(runs):
+    runs.begin(settings())
+    record(runs, **{each: getattr(federated.state(0.5, 0.7, 0.6), each) for each in ("rounds", "best_round")})
+    runs.admin.connected, runs.restart_patience_s = (), 0.0
+    with pytest.raises(errors.TransientError, match=r"3 complete rounds, the best is round 2 .* 0\.7000, .*0002\.npz"):
+        runs.next_segment("run", "silence")
+
+
+def test_a_run_that_was_begun_goes_on_after_its_deadline_to_leave_its_model(runs):
+    runs.begin(settings(deadline_at=1.0))
+    assert runs.next_segment("run", "silence") == 2
+
+
+def test_a_follower_tells_the_controller_who_is_back(runs, monkeypatch):
+    monkeypatch.setattr(client, "MISSING_EVERY_S", 0.0)
+    runs.begin(settings())
+    follower, directory = runs.follower("run"), runs.directory("run")
+    runs.admin.without = ("c",)
+    record(runs, segment=1, status=model.Status.RUNNING, sites=(Site(name="c", unanswered=1),))
+    follower.look()
+    assert directory.returned(1) == []  # no round yet: whoever is missing may still be starting
+    record(
+        runs, segment=1, status=model.Status.RUNNING, sites=(Site(name="c", unanswered=1),),
+        rounds=federated.state(0.5).rounds,
+    )  # fmt: skip
+    follower.look()
+    assert directory.returned(1) == ["c"]
+    assert directory.returned(2) == []
 
 
 def test_a_follower_asks_the_engine_about_a_job_that_does_not_begin(runs):

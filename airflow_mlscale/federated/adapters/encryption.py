@@ -92,6 +92,9 @@ class RevealedSites:
         """How long they took; their weights stay unread, as the averages of their rounds are known without them."""
         return [replace(answer, weights=()) for answer in self._sites.late()]
 
+    def returned(self) -> Sequence[str]:
+        return self._sites.returned()  # type: ignore[no-any-return]
+
     def _reveal(self, encrypted: Any, sites: Sequence[str], like: ports.Weights) -> list[Any] | None:
         """The decrypted average; None if the run is told to stop meanwhile.
 

@@ -63,9 +63,12 @@ class NvflareAdmin:
 
         with self._session() as session:
             try:
-                return session.get_job_status(job_id)  # type: ignore[no-any-return]
+                status = session.get_job_status(job_id)
             except JobNotFound:
                 return None
+            if status != PLAYED or job_id in [job.job_id for job in session.get_system_info().job_info]:
+                return status  # type: ignore[no-any-return]
+            return None  # a server that was restarted does not play what it still calls running
 
     def abort(self, job_id: str) -> None:
         from nvflare.fuel.flare_api.api_spec import JobNotFound, JobNotRunning
@@ -76,6 +79,15 @@ class NvflareAdmin:
     def sites(self) -> Sequence[str]:
         with self._session() as session:
             return sorted(client.name for client in session.get_system_info().client_info)
+
+    def sites_without(self, job_id: str) -> Sequence[str]:
+        with self._session() as session:
+            told = session.get_client_job_status() or ()
+        jobs: dict[str, set[str | None]] = {}
+        for row in told:
+            if "job_id" in row or row.get("status") == NO_JOBS:  # a site that does not answer has said nothing
+                jobs.setdefault(str(row["client_name"]), set()).add(row.get("job_id"))
+        return sorted(site for site, its in jobs.items() if job_id not in its)
 
     @contextlib.contextmanager
     def _session(self) -> Iterator[Any]:
@@ -119,4 +131,7 @@ class NvflareAdmin:
         )  # fmt: skip
 
 
+PLAYED = "RUNNING"
+NO_JOBS = "no_jobs"
+"""NVFlare's words for a job and for a site."""
 START_HINT = "start it ('mlscale federated up' for a local one) or correct admin_kit of the connection"

@@ -192,6 +192,9 @@ class NvflareSites:
         late = [self._late.popleft() for _ in range(len(self._late))]  # answers keep coming from NVFlare's threads
         return [answer for answer in late if answer.error is None]
 
+    def returned(self) -> Sequence[str]:
+        return self._writer.directory.returned(self._writer.segment)
+
     def ask(
         self,
         task_name: str,

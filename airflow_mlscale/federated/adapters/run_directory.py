@@ -11,6 +11,7 @@ One directory per run::
                       that they measured in the round (those of the last and the best round are kept)
     metrics.jsonl     the decision journal, one record per round
     heartbeat         when the controller last showed that it lives
+    returned          sites that were connected and no part of a segment, when somebody who follows the run last looked
     stop              exists when somebody asked the run to stop and to leave no model
     end               who asked the run to end with its best model, and why
 """
@@ -93,12 +94,25 @@ class RunDirectory:
         found = _read(self.path / "state.json")
         return None if found is None else model.RunState.from_json(found)
 
+    def weights_path(self, number: int) -> Path:
+        """Where the weights after a round are, if they are kept."""
+        return self.path / "rounds" / f"{number:04d}.npz"
+
     def heartbeat(self) -> str | None:
         """The last sign of life; it changes with every beat. None before the first."""
         try:
             return (self.path / "heartbeat").read_text()
         except FileNotFoundError:
             return None
+
+    def tell_returned(self, segment: int, sites: Sequence[str]) -> None:
+        """Tell the controller of a segment which sites could take part in the next one."""
+        _write(self.path / "returned", {"segment": segment, "sites": list(sites), "at": time.time()})
+
+    def returned(self, segment: int) -> Sequence[str]:
+        """Sites that are connected and no part of this segment."""
+        found = _read(self.path / "returned") or {}
+        return list(found.get("sites", ())) if found.get("segment") == segment else []
 
     def submitted(self, segment: int, job_id: str) -> None:
         """Record the job of a segment."""
@@ -178,11 +192,11 @@ class RunWriter:
         for done in state.rounds:  # a crash between state and journal loses the line, not the round
             if done.number not in recorded:
                 self._journal.append(_record(state, done, self.target))
-        return state, _load(self._weights_path(state.rounds[-1].number))
+        return state, _load(self.directory.weights_path(state.rounds[-1].number))
 
     def memory(self) -> ports.Weights:
         state = self.directory.state()
-        return _load(self._weights_path(state.rounds[-1].number), "memory") if state and state.rounds else []
+        return _load(self.directory.weights_path(state.rounds[-1].number), "memory") if state and state.rounds else []
 
     def checkpoint(
         self,
@@ -193,7 +207,7 @@ class RunWriter:
     ) -> None:
         self._check_fence()
         if weights is not None:
-            _save(self._weights_path(state.rounds[-1].number), arr=weights, memory=memory, measured=measured)
+            _save(self.directory.weights_path(state.rounds[-1].number), arr=weights, memory=memory, measured=measured)
         if state.exported and (run := self.directory.settings()) is not None:
             model_card.write(run, state)  # first: who reads that the run has ended finds it beside the model
         _write(self.directory.path / "state.json", state.to_json())
@@ -203,7 +217,7 @@ class RunWriter:
             self._forget_weights(keep={state.best_round, state.rounds[-1].number})
 
     def best_weights(self, state: model.RunState) -> ports.Weights:
-        path = self._weights_path(state.best_round)
+        path = self.directory.weights_path(state.best_round)
         return _load(path, "measured") or _load(path)
 
     def changes(self) -> Sequence[limits.Change]:
@@ -212,9 +226,9 @@ class RunWriter:
     def note(self, state: model.RunState, number: int, change: limits.Change, told: str) -> None:
         if self._journal is None or any(each.seen.get("change") == number for each in self._journal.records()):
             return  # a crash between journal and state: it was heard already
-        seen = {"change": number, "by": change.by, "asked_at": change.at, "rounds": len(state.rounds)}
+        seen: dict[str, journal.Value] = {"change": number, "by": change.by, "rounds": len(state.rounds)}
         self._journal.append(
-            journal.Record(at=time.time(), subject=state.run_id, seen=seen, decided=dict(change.what), reason=told)
+            journal.Record(at=change.at, subject=state.run_id, seen=seen, decided=dict(change.what), reason=told)
         )
 
     def stop_asked(self) -> bool:
@@ -235,9 +249,6 @@ class RunWriter:
         if owner > self.segment:
             raise errors.FederatedRunFailedError(f"segment {owner} has taken this run over from segment {self.segment}")
 
-    def _weights_path(self, number: int) -> Path:
-        return self.directory.path / "rounds" / f"{number:04d}.npz"
-
     def _forget_weights(self, keep: set[int]) -> None:
         for path in (self.directory.path / "rounds").glob("*.npz"):
             if int(path.stem) not in keep:
@@ -257,7 +268,7 @@ def _record(state: model.RunState, done: model.Round, target: model.Quality) -> 
             **({} if state.epsilon is None else {"epsilon": state.epsilon}),
         },
         decided={
-            "asked": len(done.asked), "answered": len(done.answered), "late": len(done.late),
+            "asked": len(done.asked), "answered": len(done.answered), "late": len(done.late), "failed": done.failed,
             "epochs": max(done.epochs.values(), default=0), "least_epochs": min(done.epochs.values(), default=0),
             "sites": _names(done.answered),
         },
