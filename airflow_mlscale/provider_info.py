@@ -156,6 +156,7 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "extra-links": ["airflow_mlscale.links.spark.SparkUiLink", "airflow_mlscale.links.spark.SparkMasterLink"],
         "task-decorators": [
-            {"name": "deadline_pyspark", "class-name": "airflow_mlscale.decorators.spark.deadline_pyspark_task"}
+            {"name": "deadline_pyspark", "class-name": "airflow_mlscale.decorators.spark.deadline_pyspark_task"},
+            {"name": "federated", "class-name": "airflow_mlscale.decorators.federated.federated_task"},
         ],
     }

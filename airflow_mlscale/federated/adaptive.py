@@ -22,6 +22,7 @@ there:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import ceil, inf
 from statistics import median
 
@@ -60,9 +61,14 @@ TIME_POWER, HURRIED_TIME_POWER = 0.4, 0.7
 """A cohort's freshness is compared per length of its round to this power."""
 
 
-def advised(policy_name: str, *, private: bool) -> ServerOptimiser:
-    """The server optimiser for who says nothing about it: a momentum would also carry privacy's noise on."""
-    return ADVICE if policy_name == "adaptive" and not private else FEDAVG
+def advised(policy_name: str, *, private: bool, averaged: bool = True) -> ServerOptimiser:
+    """The server optimiser for who says nothing about it: a momentum would also carry privacy's noise on.
+
+    Where sites measure the models that they are sent, there is no average of them that anybody has measured.
+    """
+    if policy_name != "adaptive" or private:
+        return FEDAVG
+    return ADVICE if averaged else replace(ADVICE, averaging=0.0)
 
 
 def plan(run: RunSettings, seen: policy.Seen) -> policy.RoundPlan:

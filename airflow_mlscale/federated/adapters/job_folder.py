@@ -23,6 +23,7 @@ from airflow_mlscale.federated.settings import FUNCTIONS, RunSettings
 WORKFLOW = "airflow_mlscale.federated.adapters.nvflare_controller.SegmentWorkflow"
 EXECUTOR = "nvflare.app_common.executors.client_api_executor.ClientAPIExecutor"
 TRAINER = ["python3", "-u", "-m", "airflow_mlscale.federated.adapters.trainer"]
+SCRIPT_RUNNER = ["python3", "-u", "-m", "airflow_mlscale.federated.adapters.script_runner"]
 
 REVEALER = "airflow_mlscale.federated.adapters.encryption.Revealer"
 ENCRYPTOR = "nvflare.app_opt.he.model_encryptor.HEModelEncryptor"
@@ -137,9 +138,8 @@ def command(run: RunSettings) -> list[str]:
     """
     if run.client_script is None:
         return TRAINER
-    if _is_file(run.client_script):
-        return ["python3", "-u", f"custom/{_script(run.client_script).name}", *run.client_script_args]
-    return ["python3", "-u", "-m", run.client_script, *run.client_script_args]
+    name = f"custom/{_script(run.client_script).name}" if _is_file(run.client_script) else run.client_script
+    return [*SCRIPT_RUNNER, name, *run.client_script_args]
 
 
 def _encryption() -> tuple[list[Any], list[Any], list[Any]]:

@@ -84,7 +84,8 @@ class Measure:
 
         self._name, self._x, self._y = run.target.metric, x, y
         self._key, found = metric(run)
-        self._view = keras.Model(model.input, model.output)
+        ends = [each[0] if len(each) == 1 else each for each in (model.inputs, model.outputs)]
+        self._view = keras.Model(*ends)  # a Sequential model knows no `input` before it is called
         self._view.compile(loss=model.loss, metrics=[] if found is None else [found])
         try:
             self._evaluate(x[:64], y[:64])
@@ -113,7 +114,8 @@ class KerasEvaluator:
         self._initial = self._model.get_weights()
         self._measure: Measure | None = None
         if run.evaluation_data is not None:
-            held_out = user_functions.call("evaluation_data", run.evaluation_data, **run.data_args)
+            told = user_functions.arguments(run, "evaluation_data", run.evaluation_data, run.data_args)
+            held_out = user_functions.call("evaluation_data", run.evaluation_data, **told)
             data = user_functions.arrays("evaluation_data", run.evaluation_data, held_out)
             self._measure = Measure(run, self._model, *data)
 

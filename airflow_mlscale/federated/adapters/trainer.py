@@ -34,6 +34,7 @@ class Trainer:
         self.model = keras_model.build(run)
         self._pull = proximal.ProximalTerm(self.model, run.proximal_mu) if run.proximal_mu else None
         told = {**run.data_args, **environment.site_data_args()}
+        told = user_functions.arguments(run, "client_data", str(run.client_data), told)
         own = user_functions.call("client_data", str(run.client_data), site, **told)
         (self.x, self.y), validation = user_functions.site_data("client_data", str(run.client_data), own)
         self._measure: keras_model.Measure | None = None

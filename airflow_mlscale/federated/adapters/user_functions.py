@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from airflow_mlscale import errors
+from airflow_mlscale.federated.settings import RunSettings
 
 
 def load(field: str, path: str) -> Callable[..., Any]:
@@ -35,6 +36,12 @@ def accepted(function: Callable[..., Any], arguments: Mapping[str, Any]) -> dict
         return dict(arguments)
     names = {parameter.name for parameter in parameters}
     return {name: value for name, value in arguments.items() if name in names}
+
+
+def arguments(run: RunSettings, field: str, path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """With what a data function is called: all of it, so that a mistyped name is heard; where the arguments are also
+    those of the call of a decorated model function, what it takes."""
+    return accepted(load(field, path), given) if run.generated_modules else dict(given)
 
 
 def call(field: str, path: str, *arguments: Any, **named: Any) -> Any:
