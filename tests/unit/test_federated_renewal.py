@@ -88,7 +88,7 @@ def test_a_segment_ends_at_a_round_boundary_for_those_who_are_back(tmp_path, tol
     assert [done.segment for done in state.rounds] == segments  # what is told of another segment is not ours
     if told_of == 1:
         assert (state.status, state.reason, state.renewals) == (model.Status.INTERRUPTED, "sites are back: d", 1)
-        after = segment(tmp_path, number=2, sites=federated.Sites(sites=("a", "b", "c", "d"))).play()
+        after = segment(tmp_path, number=2, sites=federated.Sites(sites=("a", "b", "c", "d")), policy="fedavg").play()
         assert (after.status, after.renewals) == (model.Status.REACHED, 1)
         assert [done.number for done in after.rounds] == [1, 2, 3, 4, 5]
         assert after.rounds[-1].answered == ("a", "b", "c", "d")
