@@ -46,6 +46,7 @@ def main() -> None:
     console.print(f"{len(found.rows)} rows, {time.monotonic() - begun:.0f} s")
     if args.out:
         report.tell(args.out / KEPT.with_suffix(".md"), found)
+        report.tell_in_short(args.out / "docs/benchmarks.md", found)
         report.draw(args.out / "docs/img/federated-sim.png", found.rows)
 
 
@@ -90,7 +91,7 @@ def _arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
         "--only", nargs="+", default=[], metavar="SYSTEM/DATA/KIND", help="such as 'ours_*/digits' or 'fedavg*'"
     )
     parser.add_argument(
-        "--out", type=Path, help="keep rows, table and picture below this folder, such as .; rows of the same law that "
+        "--out", type=Path, help="the project's folder: keep rows, tables, pictures there; rows of the same law that "
         "are there already are not run again"
     )  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="run simulated rows again that are there already")

@@ -61,7 +61,7 @@ def write(path: Path, found: Results) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     body = {
         "about": ABOUT, "machine": {"cores": _cores(), "python": platform.python_version()}, "tuned_on": TUNED_ON,
-        "verdicts": report.verdicts(found.rows),
+        "verdicts": report.verdicts(found),
         "overhead_summary": overhead.summary(found.overhead) if found.overhead else None,
         "summaries": [asdict(each) for each in report.summaries(found.rows)],
         "overhead": found.overhead, "rows": [asdict(row) for row in found.rows],
