@@ -49,7 +49,7 @@ bench-deadline-full: $(READY) ## the same with everything: hours; BENCH_ARGS=--r
 bench-deadline-sim: $(READY) ## simulate a thousand applications under the real policies (BENCH_ARGS for other conditions)
 	$(BIN)/python -m benchmarks.deadline_sim --out . $(or $(BENCH_ARGS),--seeds 1000 --only 'ours_*/warm/1.2' 'paper/warm/1.2')
 
-bench-federated: $(READY) ## simulated federations under our controller, its rivals and a grid of fixed settings
+bench-federated: $(READY) ## federated training against its rivals, simulated and on NVFlare: half an hour (BENCH_ARGS for less)
 	$(BIN)/python -m benchmarks.federated --out . $(BENCH_ARGS)
 
 clean: ## remove what the other targets made
