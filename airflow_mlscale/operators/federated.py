@@ -225,9 +225,10 @@ class FederatedTrainingOperator(BaseOperator):
             with self._onlookers(context) as onlookers:
                 return self._follow(context, onlookers, told)
 
-    def execute_complete(self, context: Any, event: dict[str, Any], run_id: str) -> dict[str, Any]:
+    def execute_complete(self, context: Any, event: dict[str, Any], run_id: str | None = None) -> dict[str, Any]:
         """Go on after the trigger: finish, or submit the run's next segment and wait again."""
         with translated():
+            run_id = run_id or self._name(context)  # `dag.test()` forgets what a task was deferred with
             self._attach(context, run_id, begin=False)
             runs, _ = self._attached()
             if event["progress"] == watch.Progress.ENDED:

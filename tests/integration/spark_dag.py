@@ -1,6 +1,6 @@
-"""Runs the DAG ``by_deadline`` as Airflow does, once: ``python -m tests.integration.spark_dag RESULT_FILE``.
+"""Runs a DAG as Airflow does, once: ``python -m tests.integration.spark_dag RESULT_FILE [DAG]``.
 
-Needs a migrated database, `DAGS` as the folder of DAGs, and the connection ``mlscale_spark``.
+Needs a migrated database, `DAGS` as the folder of DAGs, and the DAG's connections. Default is ``by_deadline``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 DAGS = Path(__file__).parent / "dags"
 
 
-def main(result: Path) -> None:
+def main(result: Path, dag_id: str = "by_deadline") -> None:
     from airflow.dag_processing.dagbag import DagBag
 
-    run = DagBag(DAGS).dags["by_deadline"].test()
+    run = DagBag(DAGS).dags[dag_id].test()
     found: dict[str, Any] = {"state": str(run.state), "run_id": run.run_id}
     for ti in run.get_task_instances():
         found[ti.task_id] = {
@@ -47,4 +47,4 @@ def _rows(table: Any, run_id: str, task_id: str) -> list[Any]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])
