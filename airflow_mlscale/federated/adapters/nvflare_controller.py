@@ -29,8 +29,11 @@ from airflow_mlscale.federated.settings import RunSettings
 Heard = TypeVar("Heard")
 CHECK_S = 0.5
 """How often an open round looks for a stop; NVFlare's abort signal has no event to wait for."""
-LATE_TASKS = 3
-"""Closed rounds whose stragglers are still listened to."""
+LATE_TASKS, LATE_BYTES = 24, 1e9
+"""Closed rounds whose stragglers are still listened to: a slow site is told from a dead one by what it sends at last.
+Fewer where the models that NVFlare keeps for them would take more memory, …"""
+LEAST_LATE_TASKS = 3
+"""… but so many in any case."""
 
 
 class SegmentWorkflow(Controller):
@@ -164,6 +167,7 @@ class NvflareSites:
         self._fault = fault
         self._entries = entries
         self._late: collections.deque[model.SiteAnswer] = collections.deque()
+        self._late_tasks = LATE_TASKS
         self._open: collections.deque[Task] = collections.deque()
         """Tasks whose rounds are closed, while late answers to them are welcome."""
 
@@ -178,6 +182,8 @@ class NvflareSites:
             train_s = answer.train_s or elapsed_s  # of a script that does not tell, all of its time is training
             return replace(answer, train_s=train_s, elapsed_s=elapsed_s, number=plan.number, epochs=epochs)
 
+        model_bytes = sum(float(array.nbytes) for array in weights)
+        self._late_tasks = max(LEAST_LATE_TASKS, min(LATE_TASKS, int(LATE_BYTES / max(1.0, model_bytes))))
         answers = self.ask(
             wire.TASK,
             self._spoken.question(plan, weights),
@@ -213,8 +219,8 @@ class NvflareSites:
             targets: sites that get it.
             read: makes something of a site's result.
             left_s: seconds to wait on, of what was heard until now (with its time) and the seconds since the start.
-            came_late: is told what is heard after that; the task then stays open for `LATE_TASKS` more tasks. Without
-                it the task is over, and NVFlare's clients drop what they still make of it.
+            came_late: is told what is heard after that; the task then stays open for `LATE_TASKS` more tasks, for those
+                who have it. Without it the task is over, and NVFlare's clients drop what they still make of it.
         """
         heard = threading.Condition()
         answers: list[tuple[float, Heard]] = []
@@ -244,12 +250,15 @@ class NvflareSites:
             self._leave(task, open_for_late=came_late is not None and len(answers) < len(targets))
 
     def _leave(self, task: Task, *, open_for_late: bool) -> None:
-        """Cancel a task, at once or a few tasks later; whoever fetches it until then trains for an older round."""
-        if open_for_late and not self.stopped():
+        """Cancel a task, at once or a few tasks later; nobody fetches it any more, to train for an older round."""
+        fetched = [sent.client.name for sent in list(task.client_tasks)]
+        if open_for_late and fetched and not self.stopped():
+            task.targets = fetched
             self._open.append(task)
         else:
             self._workflow.cancel_task(task, fl_ctx=self._fl_ctx)
-        while self._open and (len(self._open) > LATE_TASKS or self.stopped()):
+        self._open = collections.deque(each for each in self._open if each.completion_status is None)
+        while self._open and (len(self._open) > self._late_tasks or self.stopped()):
             self._workflow.cancel_task(self._open.popleft(), fl_ctx=self._fl_ctx)
 
     def _judged(self, answer: model.SiteAnswer, sent: ports.Weights) -> model.SiteAnswer:
