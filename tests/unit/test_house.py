@@ -94,14 +94,16 @@ def test_links_lead_somewhere(page: str) -> None:
 
 
 RUN_EXAMPLES = """
-import re, subprocess, sys
+import linecache, re, subprocess, sys
 from airflow.sdk import DAG
 sleeper = subprocess.Popen(["sleep", "60"])
 try:
     names = {"__name__": "example", "pid": sleeper.pid}
     with DAG("page"):  # for examples that show tasks alone
-        for code in re.findall(r"```python\\n(.*?)```", open(sys.argv[1]).read(), re.S):
-            exec(compile(code, sys.argv[1], "exec"), names)
+        for number, code in enumerate(re.findall(r"```python\\n(.*?)```", open(sys.argv[1]).read(), re.S), 1):
+            name = f"{sys.argv[1]}, example {number}"
+            linecache.cache[name] = len(code), None, code.splitlines(True), name  # for who reads a function's source
+            exec(compile(code, name, "exec"), names)
 finally:
     sleeper.kill()
     sleeper.wait()

@@ -7,6 +7,7 @@ import builtins
 import dis
 import inspect
 import textwrap
+import tokenize
 from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
@@ -54,9 +55,9 @@ def _check_kind(field: str, function: Callable[..., Any], name: str) -> None:
 def _definition(field: str, function: Callable[..., Any], name: str) -> ast.FunctionDef:
     try:
         parsed = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    except (OSError, SyntaxError, TypeError) as exc:
+    except (OSError, SyntaxError, TypeError, tokenize.TokenError) as exc:
         raise errors.InvalidInputError(field, name, f"its source cannot be read ({exc}); define it in a file") from exc
-    if not isinstance(parsed, ast.FunctionDef):
+    if not isinstance(parsed, ast.FunctionDef) or parsed.name != name:
         raise errors.InvalidInputError(field, name, "must be a plain function, written with def")
     parsed.decorator_list = []
     return parsed
