@@ -141,6 +141,11 @@ def get_provider_info() -> dict[str, Any]:
                         "description": "Directory that the NVFlare server writes checkpoints and metrics of runs to",
                         "schema": {"type": ["string", "null"]},
                     },
+                    "simulated_sites": {
+                        "label": "Simulated sites",
+                        "description": "In place of a kit, for tests: names, separated by commas",
+                        "schema": {"type": ["string", "null"]},
+                    },
                 },
             },
             {

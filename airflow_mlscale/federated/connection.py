@@ -38,6 +38,9 @@ class Unknown:
     def sites(self) -> Sequence[str]:
         raise self._error()
 
+    def sites_without(self, job_id: str) -> Sequence[str]:
+        raise self._error()
+
     def _error(self) -> errors.UnreachableError:
         fix = "only its run store is known here; set AIRFLOW_CONN_MLSCALE_FEDERATED to the connection"
         return errors.UnreachableError("the federation", self.run_store, fix)
@@ -54,7 +57,12 @@ def runs(extra: Mapping[str, Any], name: str) -> client.RunClient:
         InvalidInputError: an extra is missing or wrong, or the kit is no admin's start-up kit.
     """
     store = _directory(extra, "run_store", name)
-    return client.RunClient(admin(extra, name), store, keeps_alive=SIMULATED in extra)
+    return client.RunClient(admin(extra, name), store, keeps_alive=simulated(extra))
+
+
+def simulated(extra: Mapping[str, Any]) -> bool:
+    """Whether the federation is simulated; an empty field of a form says nothing."""
+    return extra.get(SIMULATED) not in (None, "")
 
 
 def admin(extra: Mapping[str, Any], name: str) -> ports.FederationAdmin:
@@ -63,7 +71,7 @@ def admin(extra: Mapping[str, Any], name: str) -> ports.FederationAdmin:
     Raises:
         InvalidInputError: as for `runs`.
     """
-    if SIMULATED in extra:
+    if simulated(extra):
         return simulated_federation.SimulatedAdmin(simulated_federation.Simulation.from_extra(extra))
     found = nvflare_admin.NvflareAdmin(_directory(extra, "admin_kit", name))
     found.check_kit()

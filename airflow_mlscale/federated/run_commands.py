@@ -157,7 +157,7 @@ def _client(options: argparse.Namespace) -> RunClient:
     if not extra.get("run_store"):
         fix = f"name a directory of runs with --run-store, or set ${CONNECTION}"
         raise errors.InvalidInputError("run_store", None, fix)
-    if not {"admin_kit", connection.SIMULATED} & set(extra):
+    if not extra.get("admin_kit") and not connection.simulated(extra):
         return connection.stored(Path(extra["run_store"]))
     return connection.runs(extra, CONNECTION)
 

@@ -66,7 +66,7 @@ class FederatedHook(BaseHook):
         except errors.MlscaleError as exc:
             return False, str(exc)
         named = ", ".join(sites) or "none"
-        if connection.SIMULATED in self._extra:
+        if connection.simulated(self._extra):
             return True, f"simulated sites: {named}"
         return True, f"logged in; connected sites: {named}"
 
