@@ -7,29 +7,24 @@ from __future__ import annotations
 
 import contextlib
 import getpass
-import json
 import logging
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import checks, labels, limits, model, narration, ports, stopping, summary, watch
+from airflow_mlscale.federated import checks, following, labels, limits, model, ports, stopping, summary, watch
 from airflow_mlscale.federated.adapters import job_folder, run_directory
 from airflow_mlscale.federated.settings import RunSettings, check_run_id
-from airflow_mlscale.runtime import deadlines, journal
+from airflow_mlscale.runtime import deadlines
 
 log = logging.getLogger(__name__)
 
-STATUS_EVERY_S = 5.0
-"""How often the engine is asked about a job that has not begun."""
-MISSING_EVERY_S, RETURNED_EVERY_S = 10.0, 60.0
-"""How often it is asked for sites that could join the next segment: while one is missed, and otherwise."""
 RETRY_S = 3.0
 """Between two tries to reach a federation that restarts."""
 
@@ -44,6 +39,8 @@ class RunClient:
     """Segments of one run, the first included and those begun for returning sites not; a run lost more often fails."""
     keeps_alive: bool = False
     """Whether following a run keeps it alive: a simulated one ends when nobody follows it."""
+    gather_s: float = 10.0
+    """How long a next segment waits for the sites of the last one to find a server that was restarted."""
     restart_patience_s: float = 120.0
     """How long a federation may take to come back before a lost run's next segment cannot be submitted."""
 
@@ -236,7 +233,7 @@ class RunClient:
             return f"run {run_id}: there is no such run yet in {self.run_store}; waiting for it"
         return f"run {run_id}: waiting for {condition}"
 
-    def follower(self, run_id: str, *, told: int | None = None) -> Follower:
+    def follower(self, run_id: str, *, told: int | None = None) -> following.Follower:
         """Something to look at the run with, again and again, and to hear its news from.
 
         Args:
@@ -247,7 +244,7 @@ class RunClient:
         segment, job_id = directory.last_segment()
         seen = watch.Watch(segment=segment, began_s=time.monotonic())
         told = len(directory.records()) if told is None else told
-        return Follower(self, run_id, seen, job_id, records_seen=told)
+        return following.Follower(self.admin, directory, seen, job_id, self.keeps_alive, records_seen=told)
 
     def _unknown(self, run_id: str) -> errors.InvalidInputError:
         return errors.InvalidInputError("run_id", run_id, f"there is no such run in {self.run_store}")
@@ -276,12 +273,20 @@ class RunClient:
         while True:
             try:
                 self._check(run)
+                self._gather(directory)
                 return self._submit(directory, run, segment)
             except errors.TransientError as exc:
                 if (left_s := until - time.monotonic()) <= 0:
                     raise errors.TransientError(f"{exc}{self._so_far(directory)}") from exc
                 log.info("waiting for the federation: %s", exc)
                 time.sleep(min(exc.retry_after_s, RETRY_S, left_s))  # no event tells that a server is back
+
+    def _gather(self, directory: run_directory.RunDirectory) -> None:
+        """Wait a moment for those who took part until now: sites find a server that was restarted one by one."""
+        state, until = directory.state(), time.monotonic() + self.gather_s
+        lively = {site.name for site in state.sites if site.answered and not site.unanswered} if state else set()
+        while lively - set(self.admin.sites()) and time.monotonic() < until:
+            time.sleep(0.5)  # no event tells that a site has registered
 
     def _so_far(self, directory: run_directory.RunDirectory) -> str:
         """What a run that cannot go on now has come to, and where it is; empty before its first complete round."""
@@ -304,93 +309,6 @@ class RunClient:
             job_id = self.admin.submit(folder, f"{run.run_id}.{segment}")
         directory.submitted(segment, job_id)
         log.info("submitted run %s, segment %d, as job %s", run.run_id, segment, job_id)
-
-
-@dataclass(frozen=True)
-class News:
-    """What a follower had not seen yet."""
-
-    run: RunSettings
-    """The settings that hold."""
-    state: model.RunState
-    records: Sequence[journal.Record]
-    """Of the decision journal; at most those of the state."""
-
-
-@dataclass
-class Follower:
-    """Looks at one segment of one run."""
-
-    client: RunClient
-    run_id: str
-    seen: watch.Watch
-    job_id: str | None
-    records_seen: int = 0
-    _status_asked_s: float = 0.0
-    _returned_asked_s: float | None = None
-
-    def look(self) -> watch.Look:
-        """One look; blocks for up to a few seconds while the segment has not begun."""
-        directory = self.client.directory(self.run_id)
-        if self.client.keeps_alive:
-            directory.needed()
-        now_s = time.monotonic()
-        job_over = self._job_over(now_s)  # first: a run that ends while the engine answers must not look lost
-        state = directory.state()
-        found, self.seen = watch.look(
-            self.seen,
-            state=state,
-            beat=_beat(directory.heartbeat()),
-            job_over=job_over,
-            now_s=now_s,
-        )
-        if found.progress == watch.Progress.LIVES and state is not None:
-            self._look_for_returned(directory, state, now_s)
-        return found
-
-    def _look_for_returned(self, directory: run_directory.RunDirectory, state: model.RunState, now_s: float) -> None:
-        """Tell the controller which sites could join the next segment: it cannot see them itself."""
-        began = state.rounds and state.rounds[-1].segment == self.seen.segment
-        if self.job_id is None or not (began or state.failed_rounds):
-            return
-        if self._returned_asked_s is None:
-            self._returned_asked_s = now_s
-        missed = any(site.unanswered for site in state.sites)
-        if now_s - self._returned_asked_s < (MISSING_EVERY_S if missed else RETURNED_EVERY_S):
-            return
-        self._returned_asked_s = now_s
-        with contextlib.suppress(errors.MlscaleError):  # it is asked again
-            returned = self.client.admin.sites_without(self.job_id)
-            if sorted(returned) != sorted(directory.returned(self.seen.segment)):
-                directory.tell_returned(self.seen.segment, returned)
-
-    def news(self) -> News | None:
-        """What the journal tells since the last call; None while the run has not begun."""
-        directory = self.client.directory(self.run_id)
-        records = directory.records()
-        run, state = directory.settings(), directory.state()
-        if state is None or run is None:
-            return None
-        new, self.records_seen = records[self.records_seen :], len(records)
-        return News(run, state, new)
-
-    def new_rounds(self, told: Callable[[str], None]) -> News | None:
-        """Tell about every record since the last call, in words; returns them."""
-        news = self.news()
-        for line in narration.told(news.records, news.run, news.state) if news else ():
-            told(line)
-        return news
-
-    def _job_over(self, now_s: float) -> bool:
-        asked_lately = now_s - self._status_asked_s < STATUS_EVERY_S
-        if self.job_id is None or asked_lately or not watch.in_doubt(self.seen, now_s=now_s):
-            return False
-        self._status_asked_s = now_s
-        try:
-            status = self.client.admin.job_status(self.job_id)
-        except errors.UnreachableError:
-            return False
-        return status is None or status.startswith("FINISHED")
 
 
 def _changed(values: Mapping[str, Any], now: float) -> dict[str, float | int | None]:
@@ -419,12 +337,3 @@ def _halted(state: model.RunState | None, segment: int) -> bool:
 
 def _comparable(run: RunSettings) -> Mapping[str, Any]:
     return {name: value for name, value in run.to_json().items() if name != "deadline_at"}
-
-
-def _beat(text: str | None) -> tuple[int, str] | None:
-    if text is None:
-        return None
-    try:
-        return int(json.loads(text)["segment"]), text
-    except (ValueError, KeyError, TypeError):
-        return None

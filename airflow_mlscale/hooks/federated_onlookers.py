@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 
-from airflow_mlscale.federated import client, narration
+from airflow_mlscale.federated import following, narration
 from airflow_mlscale.federated.adapters import mlflow_log
 from airflow_mlscale.hooks.federated_telemetry import FederatedMetrics
 from airflow_mlscale.runtime.aside import Aside
@@ -22,7 +22,7 @@ class Onlookers:
     tell: Callable[[str], None]
     metrics: FederatedMetrics
     mlflow: mlflow_log.MlflowLog | None = None
-    _aside: Aside[client.News] | None = field(default=None, init=False)
+    _aside: Aside[following.News] | None = field(default=None, init=False)
 
     def __enter__(self) -> Onlookers:
         if self.mlflow is not None:
@@ -44,7 +44,7 @@ class Onlookers:
         if self._aside is not None:
             await self._aside.__aexit__(kind, error, trace)
 
-    def __call__(self, news: client.News | None) -> None:
+    def __call__(self, news: following.News | None) -> None:
         """Tell them, if there is something to tell."""
         if news is None:
             return
@@ -55,7 +55,7 @@ class Onlookers:
         if self._aside is not None and (news.records or news.state.status.ended):
             self._aside(news)
 
-    def finished(self, news: client.News | None) -> None:
+    def finished(self, news: following.News | None) -> None:
         """The same at the end of the run, with all of its sites; the end is counted."""
         self(news)
         if news is not None:

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from airflow.sdk import BaseOperator
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import adaptive, client, combination, summary, watch
+from airflow_mlscale.federated import adaptive, client, combination, following, summary, watch
 from airflow_mlscale.federated.combination import Aggregation, Privacy, ServerOptimiser
 from airflow_mlscale.federated.model import Quality, Status
 from airflow_mlscale.federated.settings import FUNCTIONS, NO_BUDGET, Budget, RunSettings
@@ -276,8 +276,8 @@ class FederatedTrainingOperator(BaseOperator):
                 follower = runs.follower(run_id, told=follower.records_seen)
             time.sleep(self.poll_s)
 
-    def _finish(self, context: Any, onlookers: Onlookers, follower: client.Follower) -> dict[str, Any]:
-        run_id = follower.run_id
+    def _finish(self, context: Any, onlookers: Onlookers, follower: following.Follower) -> dict[str, Any]:
+        run_id = follower.directory.path.name
         result = self._attached()[0].result(run_id)
         onlookers.finished(follower.news())
         self._publish(context, run_id, now=True)

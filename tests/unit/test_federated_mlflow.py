@@ -12,16 +12,16 @@ from airflow.sdk import Connection
 from mlflow import MlflowClient
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import client, model
+from airflow_mlscale.federated import following, model
 from airflow_mlscale.federated.adapters import mlflow_log
 from airflow_mlscale.hooks.mlflow import MLflow
 from airflow_mlscale.triggers.federated import FederatedRunTrigger
 from tests.fakes import federated
 
 
-def news(*values: float, **changes) -> client.News:
+def news(*values: float, **changes) -> following.News:
     state = federated.state(*values, **{"status": model.Status.RUNNING, "started_at": 1000.0, "target": 0.9, **changes})
-    return client.News(federated.settings(), state, ())
+    return following.News(federated.settings(), state, ())
 
 
 @pytest.fixture(scope="module")

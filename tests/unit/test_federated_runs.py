@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import client, model, stopping, watch
+from airflow_mlscale.federated import client, following, model, stopping, watch
 from airflow_mlscale.federated.adapters import job_folder, nvflare_admin, provisioning, run_directory, user_functions
 from airflow_mlscale.federated.sites import Site
 from airflow_mlscale.runtime import processes
@@ -108,7 +108,7 @@ def test_a_run_that_was_begun_goes_on_after_its_deadline_to_leave_its_model(runs
 
 
 def test_a_follower_tells_the_controller_who_is_back(runs, monkeypatch):
-    monkeypatch.setattr(client, "MISSING_EVERY_S", 0.0)
+    monkeypatch.setattr(following, "MISSING_EVERY_S", 0.0)
     runs.begin(settings())
     follower, directory = runs.follower("run"), runs.directory("run")
     runs.admin.without = ("c",)

@@ -16,7 +16,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from airflow_mlscale.federated import card, client, limits, model
+from airflow_mlscale.federated import card, following, limits, model
 from airflow_mlscale.federated.adapters import environment, picture
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -42,7 +42,7 @@ class MlflowLog:
     _run: str | None = field(default=None, init=False)
     _told: bool = field(default=False, init=False)
 
-    def __call__(self, news: client.News) -> None:
+    def __call__(self, news: following.News) -> None:
         try:
             self._log(news)
         except Exception as exc:  # MLflow, its stores and their drivers raise what they like
@@ -53,7 +53,7 @@ class MlflowLog:
                 )
             self._told = True
 
-    def _log(self, news: client.News) -> None:
+    def _log(self, news: following.News) -> None:
         os.environ.update({name: os.environ.get(name, value) for name, value in environment.SILENT.items()})
         from mlflow import MlflowClient
 
@@ -91,7 +91,7 @@ class MlflowLog:
         mlflow.log_batch(made, params=[Param(name, str(value)[:500]) for name, value in _parameters(run).items()])
         return str(made)
 
-    def _log_files(self, mlflow: Any, run_id: str, news: client.News) -> None:
+    def _log_files(self, mlflow: Any, run_id: str, news: following.News) -> None:
         exported = news.state.exported
         for path in (Path(exported).parent / card.FILE,) if exported else ():
             if path.is_file():  # the model may be on the server's disk alone
