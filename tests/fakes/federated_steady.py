@@ -27,7 +27,7 @@ def main():
         if received is None:
             break
         threading.Event().wait(pace_s)
-        params = step(received.params, *train, 0.05)
+        params = step(received.params, *train, 0.2)
         flare.send(
             flare.FLModel(
                 params=params,

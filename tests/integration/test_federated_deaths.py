@@ -19,7 +19,7 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_mlscale.federated import model
-from airflow_mlscale.federated.adapters import local_federation
+from airflow_mlscale.federated.adapters import local_federation, run_directory
 from airflow_mlscale.federated.settings import FederationSettings
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.operators.federated import FederatedTrainingOperator, Quality
@@ -87,9 +87,8 @@ def test_a_killed_task_goes_on_and_a_third_of_the_sites_comes_back(started):
     arguments = {"task_id": "task", **ENDLESS, "target": OUT_OF_REACH, "deadline": 200}
     task, _, _ = started("federated_process.py", arguments)
     run_id = operator("task")._name(federated_task.context("task"))
-    directory = FederatedHook().runs.directory(run_id)
     wait_for_rounds(run_id, 3)
-    deadline_at = directory.settings().deadline_at
+    deadline_at = directory(run_id).settings().deadline_at
     task.kill()
 
     alone = wait_for_rounds(run_id, 6)  # nobody follows the run
@@ -97,8 +96,8 @@ def test_a_killed_task_goes_on_and_a_third_of_the_sites_comes_back(started):
 
     _, retry, result = started("federated_process.py", arguments)
     for site in ("e", "g"):
-        kill_site(site)
-    left = wait_for_rounds(run_id, len(directory.state().rounds) + 4)
+        kill(local_federation.SITE_SERVICE + site)
+    left = wait_for_rounds(run_id, len(directory(run_id).state().rounds) + 4)
     assert set(left.rounds[-1].answered) <= {"a", "b", "c", "d"}
     assert len(left.rounds[-1].answered) >= 3
     before = records(left)
@@ -112,7 +111,8 @@ def test_a_killed_task_goes_on_and_a_third_of_the_sites_comes_back(started):
     told = json.loads(result.read_text())
     assert (told["run_id"], told["status"], told["segments"]) == (run_id, "stopped", 2)
     assert Path(told["weights_file"]).is_file()
-    assert deadline_at == directory.settings().deadline_at
+    assert told["accuracy"] > 0.9
+    assert deadline_at == directory(run_id).settings().deadline_at
     whole(run_id)
 
 
@@ -126,7 +126,7 @@ def test_a_killed_triggerer_a_frozen_site_and_a_killed_server(started):
     triggerer, _, _ = started("spark_trigger.py", trigger)
     wait_for_rounds(run_id, 3)
     triggerer.kill()
-    seen = FederatedHook().runs.directory(run_id).state()
+    seen = directory(run_id).state()
 
     _, again, fired = started("spark_trigger.py", trigger)
     with frozen("g"):
@@ -134,13 +134,14 @@ def test_a_killed_triggerer_a_frozen_site_and_a_killed_server(started):
         assert "g" not in without.rounds[-1].answered
         assert "g" in without.rounds[-1].asked
     wait_for(run_id, lambda state: "g" in state.rounds[-1].answered, "the frozen site", 60)
-    before = FederatedHook().runs.directory(run_id).state()
+    before = directory(run_id).state()
     assert before.segment == 1  # it needs no new segment
 
-    program("federated-server", "server_train").kill()
+    kill(local_federation.SERVER_SERVICE)
     assert again.wait(timeout_s=60) == 0
     event = json.loads(fired.read_text())
-    assert event["progress"] == "lost"
+    assert (event["progress"], event["reason"]) == ("lost", "its job ended before the run did")
+    assert before.status == directory(run_id).state().status == model.Status.RUNNING  # which nobody plays
 
     resumed = operator("deferred", deferrable=True)
     with pytest.raises(TaskDeferred) as second:
@@ -157,10 +158,25 @@ def test_a_killed_triggerer_a_frozen_site_and_a_killed_server(started):
     whole(run_id)
 
 
+@pytest.mark.long
+def test_a_site_that_stood_still_for_so_long_that_the_server_gave_it_up_is_back_at_last(started):
+    arguments = {"task_id": "given-up", **ENDLESS, "target": OUT_OF_REACH, "deadline": 240}
+    _, task, _ = started("federated_process.py", arguments)
+    run_id = operator("given-up")._name(federated_task.context("given-up"))
+    wait_for_rounds(run_id, 3)
+    with frozen("g"):
+        admin = FederatedHook().admin
+        processes.wait_until(lambda: "g" not in admin.sites(), what="the server to give g up", timeout_s=90)
+    wait_for(run_id, lambda state: "g" in state.rounds[-1].answered, "the site", 150)
+    assert FederatedHook().runs.end(run_id, by="the test", why="it has seen enough")
+    assert task.wait(timeout_s=60) == 0
+    whole(run_id)
+
+
 def test_a_site_twenty_times_slower_than_the_rest_holds_up_no_round_and_is_heard(started):
     slow = operator("slow", client_script_args="--pace-s 0.2 --slow g", max_rounds=25)
     result = slow.execute(federated_task.context("slow"))
-    rounds = FederatedHook().runs.directory(result["run_id"]).state().rounds
+    rounds = directory(result["run_id"]).state().rounds
     assert len(rounds) == 25
     # alone it would take 4 s for an answer; asked in every round, it would make 25 rounds last 100 s
     assert sum("g" in done.asked for done in rounds) > 10
@@ -173,16 +189,19 @@ def operator(task_id: str, **arguments) -> FederatedTrainingOperator:
     return FederatedTrainingOperator(**{"task_id": task_id, **ENDLESS, "target": Quality(**OUT_OF_REACH), **arguments})
 
 
+def directory(run_id: str) -> run_directory.RunDirectory:
+    return FederatedHook().runs.directory(run_id)
+
+
 def wait_for(run_id: str, there, what: str, timeout_s: float) -> model.RunState:
     """Follows another process's file: there is no event to wait for."""
-    directory = FederatedHook().runs.directory(run_id)
 
     def ready() -> bool:
-        state = directory.state()
+        state = directory(run_id).state()
         return state is not None and bool(state.rounds) and there(state)
 
     processes.wait_until(ready, what=what, timeout_s=timeout_s, poll_s=0.05)
-    return directory.state()
+    return directory(run_id).state()
 
 
 def wait_for_rounds(run_id: str, count: int) -> model.RunState:
@@ -195,12 +214,10 @@ def records(state: model.RunState) -> dict:
 
 def whole(run_id: str) -> None:
     """Each round was complete once, none lasted longer than it may, and no process of the run is left."""
-    directory = FederatedHook().runs.directory(run_id)
-    rounds = directory.state().rounds
+    rounds = directory(run_id).state().rounds
     assert list(range(1, len(rounds) + 1)) == [done.number for done in rounds]
-    assert [record.seen["round"] for record in directory.records() if "round" in record.seen] == [
-        done.number for done in rounds
-    ]
+    told = [record.seen["round"] for record in directory(run_id).records() if "round" in record.seen]
+    assert told == [done.number for done in rounds]
     assert all(before.segment <= after.segment for before, after in pairwise(rounds))
     starting = {next(done.number for done in rounds if done.segment == segment) for segment in (1, rounds[-1].segment)}
     assert all(done.seconds < ROUND_TIMEOUT_S + 5 for done in rounds if done.number not in starting)
@@ -231,26 +248,15 @@ def _alive(process: psutil.Process) -> bool:
         return False
 
 
-def program(service: str, name: str) -> psutil.Process:
-    """The NVFlare process of a service."""
+def below_shell(service: str) -> list[psutil.Process]:
+    """Everything of a service but its guard and its restarting shell."""
     guard = psutil.Process(processes.service(service).pid)
-    (found,) = [
-        each
-        for each in guard.children(recursive=True)
-        if name in " ".join(each.cmdline()) and "keep-running" not in each.cmdline()
-    ]
-    return found
-
-
-def below_shell(site: str) -> list[psutil.Process]:
-    """Everything of a site but its guard and its restarting shell."""
-    guard = psutil.Process(processes.service(local_federation.SITE_SERVICE + site).pid)
     return psutil.Process(processes.command_pid(guard.pid)).children(recursive=True)
 
 
-def kill_site(name: str) -> None:
+def kill(service: str) -> None:
     """As if its machine had crashed and come back."""
-    for process in below_shell(name):
+    for process in below_shell(service):
         process.kill()
 
 
@@ -258,7 +264,7 @@ class frozen:
     """A site whose processes all stand still."""
 
     def __init__(self, site: str) -> None:
-        self.processes = below_shell(site)
+        self.processes = below_shell(local_federation.SITE_SERVICE + site)
 
     def __enter__(self) -> None:
         for process in self.processes:

@@ -161,6 +161,24 @@ def test_no_round_begins_after_the_deadline(tmp_path):
     assert all(plan.timeout_s <= 60 for plan in sites.plans)
 
 
+def test_a_segment_that_begins_after_the_deadline_only_leaves_the_best_model(tmp_path):
+    class PowerCutError(BaseException):
+        pass
+
+    def until_the_third(plan, site):
+        if plan.number == 3:
+            raise PowerCutError
+        return federated.good(site, [1 - 0.5 ** (plan.number - 1) + federated.np.zeros(1)])
+
+    with pytest.raises(PowerCutError):
+        segment(tmp_path, sites=federated.Sites(play=until_the_third), deadline_at=1500.0).play()
+    after, evaluator = federated.Sites(), federated.Evaluator()
+    late = segment(tmp_path, 2, sites=after, evaluator=evaluator, clock=lambda: 2000.0, deadline_at=1500.0).play()
+    assert (late.status, len(late.rounds), after.plans) == (model.Status.LIMIT, 2, [])
+    assert evaluator.exported == [pytest.approx(0.75)]
+    assert "deadline" in late.reason
+
+
 def test_a_round_without_a_quorum_changes_no_weights_and_three_end_the_segment(tmp_path):
     def only_a(plan, site):
         return federated.good(site, [federated.np.ones(1)]) if site == "a" else None

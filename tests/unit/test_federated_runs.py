@@ -102,6 +102,23 @@ def test_a_run_whose_federation_does_not_come_back_names_its_best_model(runs):
         runs.next_segment("run", "silence")
 
 
+class Restarting(federated.Admin):
+    """Its sites find it again one by one."""
+
+    def sites(self):
+        self.looks = getattr(self, "looks", 0) + 1
+        return ("a", "b", "c")[: self.looks + 1]
+
+
+def test_a_next_segment_waits_a_moment_for_those_who_took_part(runs):
+    runs.begin(settings())
+    alive = [Site(name=name, answered=3) for name in "abc"]
+    record(runs, sites=(*alive, Site(name="d", answered=3, unanswered=2)))
+    runs.admin, runs.gather_s = Restarting(), 60.0
+    assert runs.next_segment("run", "silence") == 2
+    assert runs.admin.looks == 2  # a and b were enough to begin; d was gone before
+
+
 def test_a_run_that_was_begun_goes_on_after_its_deadline_to_leave_its_model(runs):
     runs.begin(settings(deadline_at=1.0))
     assert runs.next_segment("run", "silence") == 2
