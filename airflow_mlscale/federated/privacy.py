@@ -149,7 +149,7 @@ def most_rounds(rounds: Sequence[model.Round]) -> int:
 
 @lru_cache(maxsize=4096)
 def epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
-    """ε of some rounds of the Gaussian mechanism for a δ, by OpenDP.
+    """ε of some rounds of the Gaussian mechanism for a δ, by OpenDP; infinite where it is beyond all numbers.
 
     Raises:
         InvalidInputError: the accountant is not installed.
@@ -158,6 +158,7 @@ def epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
         return 0.0
     try:
         import opendp.prelude as dp
+        from opendp.mod import OpenDPException
     except ImportError as exc:
         raise errors.InvalidInputError(
             "privacy", noise_multiplier, "needs an accountant: pip install airflow-provider-mlscale[privacy]"
@@ -166,5 +167,10 @@ def epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
     space = dp.vector_domain(dp.atom_domain(T=float, nan=False)), dp.l2_distance(T=float)
     one_round = dp.m.make_gaussian(*space, scale=noise_multiplier)
     account = dp.c.make_zCDP_to_approxDP(dp.c.make_composition([one_round] * rounds))
-    told = float(account.map(1.0).epsilon(delta))  # the clip is the unit: a site moves the sum by at most 1
+    try:
+        told = float(account.map(1.0).epsilon(delta))  # the clip is the unit: a site moves the sum by at most 1
+    except OpenDPException as exc:
+        if exc.variant != "Overflow":
+            raise
+        return float("inf")
     return told if isfinite(told) else float("inf")

@@ -14,7 +14,7 @@ from airflow_mlscale import errors
 from airflow_mlscale.federated.adapters import local_federation
 from airflow_mlscale.federated.settings import FederationSettings
 from airflow_mlscale.hooks.federated import FederatedHook
-from airflow_mlscale.operators.federated import FederatedTrainingOperator, Quality
+from airflow_mlscale.operators.federated import FederatedTrainingOperator, Privacy, Quality
 from airflow_mlscale.runtime import processes
 from tests.fakes import federated_task
 
@@ -151,3 +151,22 @@ def test_a_decorated_function_is_the_model_and_sites_measure_by_a_metric_of_the_
     assert right == pytest.approx(result["accuracy"], abs=0.05)  # other points of the same kind
     directory = FederatedHook().runs.directory(result["run_id"])
     assert all(site.samples == 320 for site in directory.state().sites)  # of 400; the rest is measured on
+
+
+@pytest.mark.long
+def test_a_keras_script_trains_layer_by_layer_and_the_server_evaluates(federation):
+    operator = scripted(
+        "layers",
+        client_script="federated_keras_script",  # as a module
+        client_script_format="keras_layer_weights",
+        model="federated_blobs:build",
+        evaluation_data="federated_blobs:held_out",
+        initial_weights=None,
+        privacy=Privacy(clip_norm=3.0, noise_multiplier=0.05),
+        target=Quality("accuracy", 0.9),
+    )
+    result = operator.execute(federated_task.context("layers"))
+    assert result["reached"]
+    assert Path(result["saved_model"]).is_dir()
+    assert result["weights_file"] is None
+    assert result["epsilon"] > 0

@@ -136,3 +136,7 @@ def test_the_budget_ends_a_run_before_it_is_exceeded():
     assert privacy.exhausted(chosen, played("ab", "bc"))
     assert privacy.spent(chosen, played("ab", "bc")).epsilon == two < inf
     assert not privacy.exhausted(settings(noise_multiplier=2.0), played("ab", "bc"))
+
+
+def test_hardly_any_noise_promises_nothing_instead_of_failing_the_run():
+    assert privacy.epsilon(1e-6, 3, 1e-5) == float("inf")
