@@ -174,13 +174,13 @@ def test_a_site_that_stood_still_for_so_long_that_the_server_gave_it_up_is_back_
 
 
 def test_a_site_twenty_times_slower_than_the_rest_holds_up_no_round_and_is_heard(started):
-    slow = operator("slow", client_script_args="--pace-s 0.2 --slow g", max_rounds=25)
+    slow = operator("slow", client_script_args="--pace-s 0.2 --slow g", max_rounds=18)
     result = slow.execute(federated_task.context("slow"))
     rounds = directory(result["run_id"]).state().rounds
-    assert len(rounds) == 25
-    # alone it would take 4 s for an answer; asked in every round, it would make 25 rounds last 100 s
-    assert sum("g" in done.asked for done in rounds) > 10
-    assert sum(done.seconds for done in rounds[1:]) < 75
+    assert len(rounds) == 18
+    # one answer of g takes 4 s, of the others 0.2 s: it is asked each time, no round stays open for it, and it is heard
+    assert all("g" in done.asked for done in rounds)
+    assert sum("g" in done.answered for done in rounds) <= 2
     assert sum("g" in done.late for done in rounds) >= 3
     whole(result["run_id"])
 
