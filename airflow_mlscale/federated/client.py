@@ -91,7 +91,7 @@ class RunClient:
             after: the segment; if a later one has begun meanwhile, nothing happens. Default is the last one.
 
         Raises:
-            FederatedRunFailedError: the run was lost too often.
+            FederatedRunFailedError: the run was lost too often, or asked to stop.
             UnreachableError: the federation does not come back in `restart_patience_s`; tells what there is so far.
         """
         directory = self.directory(run_id)
@@ -100,6 +100,8 @@ class RunClient:
             raise self._unknown(run_id)
         if after is not None and segment > after:
             return segment
+        if directory.stop_asked():  # its job was aborted before its controller could say so
+            raise errors.FederatedRunFailedError(f"run {run_id} aborted: asked to stop{self._so_far(directory)}")
         state = directory.state()
         lost = segment - (state.renewals if state else 0)
         if lost >= self.max_segments:

@@ -162,6 +162,14 @@ def test_stopping_a_run_that_does_not_listen_aborts_its_job(runs):
     assert runs.directory("run").stop_asked()
 
 
+def test_a_job_that_was_aborted_for_good_is_followed_by_no_segment(runs):
+    runs.begin(settings())
+    runs.stop("run", patience_s=0)
+    with pytest.raises(errors.FederatedRunFailedError, match="run run aborted: asked to stop"):
+        runs.next_segment("run", "its job ended before the run did")
+    assert runs.directory("run").last_segment() == (1, "job-1")
+
+
 def test_an_unknown_run_has_no_result_but_may_still_come(runs):
     assert runs.met("nobody", stopping.Condition.at_least("accuracy", 0.5)) is None
     with pytest.raises(errors.InvalidInputError, match="there is no such run"):
