@@ -20,11 +20,17 @@ $(READY): pyproject.toml uv.lock scripts/setup.sh
 demo: $(READY) ## run the flight-delay retraining pipeline end to end (KEEP=1 leaves it running)
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
 
+# What needs the machine for itself (CPU groups, engines, timing) comes after what can share it.
+SHARING := tests/unit tests/simulation
+ALONE := tests/contract tests/integration tests/system
+
 test: $(READY) ## run the tests, but for the longest ones
-	$(BIN)/python -m pytest -m "not long" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SHARING) -n logical --dist loadfile -m "not long" $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(ALONE) -m "not long" $(PYTEST_ARGS)
 
 test-all: $(READY) ## run all tests, the longest ones too
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(SHARING) -n logical --dist loadfile $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(ALONE) $(PYTEST_ARGS)
 
 check: $(READY) ## formatting, lint, types and architecture, exactly as CI checks them
 	$(BIN)/ruff format --check .
