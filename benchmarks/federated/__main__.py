@@ -75,7 +75,8 @@ def _real(args: argparse.Namespace) -> Any:
             if "overhead" in args.layers:
                 yield {"overhead": overhead.measure(runs, real.SITES, scratch, file, seed)}
             if "real" in args.layers:
-                for row in real.rows(runs, file, seed, real.COMPARED):
+                drawn = args.out / "docs/img/federated-run.png" if args.out and seed == args.first else None
+                for row in real.rows(runs, file, seed, real.COMPARED, drawn):
                     print(row, flush=True)
                     yield {"rows": [row]}
 

@@ -91,7 +91,7 @@ def _nvflare(runs: client.RunClient, sites: Sequence[str], scratch: Path, file: 
     def ended() -> bool:
         return (runs.admin.job_status(job) or "FINISHED").startswith("FINISHED")
 
-    processes.wait_until(ended, what=f"job {job}", timeout_s=300, poll_s=1.0)
+    processes.wait_until(ended, what=f"job {job}", timeout_s=300, poll_s=3.0)
 
 
 def _between(clock: Path) -> list[float]:

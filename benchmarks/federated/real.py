@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from airflow_mlscale.federated import client, model, simulation
-from airflow_mlscale.federated.adapters import local_federation, nvflare_admin
+from airflow_mlscale.federated.adapters import local_federation, nvflare_admin, picture
 from airflow_mlscale.federated.settings import FederationSettings, RunSettings
 from airflow_mlscale.federated.watch import Progress
 from benchmarks.federated import cases, data, law
@@ -26,6 +26,8 @@ SLOWNESS = 0.1
 """Of the emulated devices, ÷ the simulation's: 0.4 s for a median epoch."""
 COMPARED = ("ours_cost", "ours_time", "fedavg_K5_E1", "fedavg_K5_E5", "over1.3_K5_E2")
 LOOK_S = 0.5
+SHOWN_ROUND = 12
+"""After which the picture shows what was expected of the rest."""
 CODE = Path(__file__).parent / "site"
 
 
@@ -52,15 +54,19 @@ def split(file: Path, seed: int) -> Path:
     return file
 
 
-def rows(runs: client.RunClient, file: Path, seed: int, systems: Sequence[str]) -> Iterator[cases.Row]:
-    """One run of each system, one after the other."""
+def rows(
+    runs: client.RunClient, file: Path, seed: int, systems: Sequence[str], picture_path: Path | None = None
+) -> Iterator[cases.Row]:
+    """One run of each system, one after the other; a picture of the first, with what was expected on the way."""
     for name in systems:
         run = settings(name, file, seed)
         runs.begin(run)
-        _follow(runs, run.run_id)
+        earlier = _follow(runs, run.run_id)
         state = runs.directory(run.run_id).state()
         if state is None:
             raise RuntimeError(f"run {run.run_id} left no state")
+        if picture_path is not None and name == systems[0]:
+            picture.draw(run, state, picture_path, earlier=earlier)
         yield _row(name, seed, state)
 
 
@@ -82,13 +88,19 @@ def settings(name: str, file: Path, seed: int) -> RunSettings:
     )  # fmt: skip
 
 
-def _follow(runs: client.RunClient, run_id: str) -> None:
+def _follow(runs: client.RunClient, run_id: str) -> model.RunState | None:
+    """See a run to its end; returns what it was after `SHOWN_ROUND` rounds."""
     follower = runs.follower(run_id)
+    earlier = None
     while (look := follower.look()).progress != Progress.ENDED:
+        state = runs.directory(run_id).state()
+        if earlier is None and state is not None and len(state.rounds) >= SHOWN_ROUND:
+            earlier = state
         if look.progress == Progress.LOST:
             runs.next_segment(run_id, look.reason)
             follower = runs.follower(run_id)
         time.sleep(LOOK_S)
+    return earlier
 
 
 def _row(name: str, seed: int, state: model.RunState) -> cases.Row:

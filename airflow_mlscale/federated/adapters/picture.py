@@ -19,13 +19,14 @@ def can_draw() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def draw(run: RunSettings, state: model.RunState, path: Path) -> Path:
+def draw(run: RunSettings, state: model.RunState, path: Path, *, earlier: model.RunState | None = None) -> Path:
     """Write the picture; its format is that of the path's ending.
 
     Args:
         run: the settings that hold.
         state: the run's last one.
         path: of the file.
+        earlier: a state of the run whose forecast is shown, to compare it with what came; default is the last one.
 
     Raises:
         InvalidInputError: matplotlib is not there or does not know the ending, or there is no round to draw.
@@ -42,6 +43,9 @@ def draw(run: RunSettings, state: model.RunState, path: Path) -> Path:
         raise errors.InvalidInputError("picture", str(path), "use a name that ends in .png, .svg or .pdf")
     quality, cohort = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     _draw_quality(quality, run, state)
+    if earlier is not None or not state.status.ended:
+        _draw_forecast(quality, earlier or state)
+    quality.legend(loc="lower right" if run.target.higher_is_better else "upper right", fontsize=8)
     _draw_cohort(cohort, state)
     figure.suptitle(f"{run.run_id}{' (simulated)' if state.simulated else ''}: {state.status}", fontsize=11)
     figure.savefig(path, dpi=110)
@@ -52,17 +56,20 @@ def _draw_quality(axes: Any, run: RunSettings, state: model.RunState) -> None:
     numbers = [done.number for done in state.rounds]
     axes.plot(numbers, state.values, color=LINE, marker="o", markersize=3, label=run.target.metric)
     axes.axhline(state.target, color=TARGET, linestyle="--", linewidth=1, label=f"target {state.target:g}")
-    ahead = [point for point in (state.forecast or {}).get("curve", ()) if None not in point]
-    if ahead and not state.status.ended:
-        rounds, low, middle, high = zip(*ahead, strict=True)
-        axes.fill_between(rounds, low, high, color=SHADE, alpha=0.4, linewidth=0, label="expected, 10 to 90 %")
-        axes.plot(rounds, middle, color=LINE, linestyle=":", label="expected")
     best = next((done for done in state.rounds if done.number == state.best_round), None)
     if best is not None:
         axes.plot([best.number], [best.value], color=LINE, marker="*", markersize=11, linestyle="", label="best")
     axes.set_ylabel(run.target.metric)
-    axes.legend(loc="lower right" if run.target.higher_is_better else "upper right", fontsize=8)
     axes.grid(alpha=0.25)
+
+
+def _draw_forecast(axes: Any, state: model.RunState) -> None:
+    ahead = [point for point in (state.forecast or {}).get("curve", ()) if None not in point]
+    if ahead:
+        rounds, low, middle, high = zip(*ahead, strict=True)
+        after = f"after round {len(state.rounds)}"
+        axes.fill_between(rounds, low, high, color=SHADE, alpha=0.4, linewidth=0, label=f"expected {after}, 10 to 90 %")
+        axes.plot(rounds, middle, color=LINE, linestyle=":", label=f"expected {after}")
 
 
 def _draw_cohort(axes: Any, state: model.RunState) -> None:
