@@ -15,6 +15,7 @@ from typing import Any
 from airflow_mlscale import errors
 from airflow_mlscale.federated import (
     curve,
+    faults,
     forecast,
     limits,
     model,
@@ -58,6 +59,8 @@ class SegmentController:
     _began_at: float = field(init=False, default=0.0)
     _back_at: int = field(init=False, default=0)
     """Rounds that were done when the run last went back to its best model."""
+    _blamed: int = field(init=False, default=0)
+    """Rounds in a row in which nobody answered but with an error of the user's code."""
     _sent: dict[int, ports.Weights] = field(init=False, default_factory=dict)
     """What the sites were given in the last rounds."""
 
@@ -149,10 +152,12 @@ class SegmentController:
         closed_s = self.now() - started
         state = self._observed(state, plan, answers, sent, closed_s)
         state, late = self._late(state, plan, answers, sent)
+        self._blamed = self._blamed + 1 if faults.blames_code(answers) else 0
         if not policy.counts(plan, answers):
             if self.store.stop_asked():  # the round was cut short on purpose
                 return state, weights, None
-            return self._uncounted(state, plan, answers), weights, _same_error(plan, answers)
+            failure = faults.lasting(self.run, state, plan, answers, in_a_row=self._blamed)
+            return self._uncounted(state, plan, answers), weights, failure
         self._last_round_s = closed_s
         weights, self._memory = server_step.step(
             self.run, [*answers, *late], weights, self._memory, trained=self._trained
@@ -298,20 +303,6 @@ def _gigabytes(weights: ports.Weights) -> float:
     return sum(float(array.nbytes) for array in weights) / 1e9
 
 
-def _same_error(plan: policy.RoundPlan, answers: Sequence[model.SiteAnswer]) -> str | None:
-    """What the sites said, if every one of them failed: then the user's code is at fault and no new try helps."""
-    if len(answers) < len(plan.asked) or any(answer.error is None for answer in answers):
-        return None
-    if any(answer.error == LOST for answer in answers):
-        return None
-    told = "; ".join(f"{answer.site}: {answer.error}" for answer in answers)
-    return f"no site could train: {told}"[:4000]
-
-
-LOST = "its trainer is gone"
-"""The error of a site whose trainer process died: not the fault of the user's code, a new segment may help."""
-
-
 def failed(
     state: model.RunState | None, run: RunSettings, segment: int, exc: BaseException, now: float
 ) -> model.RunState:
@@ -319,4 +310,4 @@ def failed(
     lasting = isinstance(exc, errors.MlscaleError) and not exc.retryable
     base = state or model.RunState(run_id=run.run_id, metric=run.target.metric, target=run.target.value, started_at=now)
     status = model.Status.FAILED if lasting else model.Status.INTERRUPTED
-    return replace(base, status=status, reason=f"{type(exc).__name__}: {exc}"[:4000], segment=segment, updated_at=now)
+    return replace(base, status=status, reason=faults.raised(exc), segment=segment, updated_at=now)

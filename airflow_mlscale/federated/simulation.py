@@ -14,7 +14,7 @@ from math import exp
 from pathlib import Path
 from typing import Any, Protocol
 
-from airflow_mlscale.federated import checks, limits, model, policy, ports
+from airflow_mlscale.federated import checks, faults, limits, model, policy, ports
 from airflow_mlscale.federated.controller import SegmentController
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -190,7 +190,7 @@ class SimulatedSites:
         try:
             seen = self.trainer.train(done.site, weights, epochs=epochs, batch_size=plan.batch_size, number=plan.number)
         except Exception as exc:  # the user's code may raise anything; the controller must hear it
-            return model.SiteAnswer(site=done.site, error=f"{type(exc).__name__}: {exc}"[:1000])
+            return model.SiteAnswer(site=done.site, error=faults.raised(exc))
         return model.SiteAnswer(
             site=done.site, samples=seen.samples, loss=seen.loss, train_s=done.train_s, elapsed_s=done.elapsed_s,
             epochs=epochs, number=plan.number, utility=seen.first_loss, weights=seen.weights,

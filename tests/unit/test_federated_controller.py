@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import combination, controller, model
+from airflow_mlscale.federated import combination, controller, faults, model
 from airflow_mlscale.federated.adapters import run_directory
 from tests.fakes import federated
 
@@ -197,9 +197,66 @@ def test_an_error_of_every_site_fails_the_run_and_is_told(tmp_path):
     assert "a: FileNotFoundError: no data" in state.reason
 
 
+def says(errors_of: dict[str, str | None]):
+    """Sites that answer with an error, with silence (None), or well (those that are not named)."""
+
+    def play(plan, site):
+        if site not in errors_of:
+            return federated.good(site, [federated.np.zeros(1)])
+        return model.SiteAnswer(site=site, error=errors_of[site]) if errors_of[site] else None
+
+    return federated.Sites(play=play)
+
+
+BROKEN = "ValueError: 8 columns, not 10"
+
+
+def test_errors_of_a_quorum_fail_the_run_at_once_whoever_is_silent(tmp_path):
+    sites = says({"a": BROKEN, "b": BROKEN, "c": None})
+    state = segment(tmp_path, sites=sites).play()
+    assert (state.status, len(sites.plans)) == (model.Status.FAILED, 1)
+    assert state.reason == f"no site could train: a: {BROKEN}; b: {BROKEN}"
+
+
+def test_the_error_of_fewer_sites_fails_the_run_once_it_is_all_that_ever_came(tmp_path):
+    sites = says({"a": BROKEN, "b": None, "c": None})
+    state = segment(tmp_path, sites=sites).play()
+    assert (state.status, len(sites.plans)) == (model.Status.FAILED, 3)
+    assert state.reason == f"no site could train: a: {BROKEN}"
+
+
+@pytest.mark.parametrize("others", [{"b": faults.LOST, "c": faults.LOST}, {"b": faults.LOST, "c": None}, {"b": None}])
+def test_an_error_beside_lost_or_good_answers_leaves_the_run_to_be_resumed(tmp_path, others):
+    state = segment(tmp_path, sites=says({"a": BROKEN, **others})).play()
+    assert state.status == model.Status.INTERRUPTED
+
+
+def test_the_error_of_one_site_does_not_fail_a_run_that_others_have_trained(tmp_path):
+    segment(tmp_path, max_rounds=1).play()
+    state = segment(tmp_path, 2, sites=says({"a": BROKEN, "b": None, "c": None})).play()
+    assert (state.status, len(state.rounds)) == (model.Status.INTERRUPTED, 1)
+
+
+KERAS = (
+    'Exception encountered when calling Sequential.call().\n\n\x1b[1mInput 0 of layer "dense" is incompatible with the '
+    "layer: expected axis -1 to have value 10\x1b[0m\n\nArguments received by Sequential.call():\n"
+    "  • inputs=tf.Tensor(shape=(None, 8), dtype=float32)\n  • training=True\n  • mask=None"
+)
+
+
+def test_an_error_of_keras_is_told_in_one_line_without_colours_and_arguments():
+    told = faults.raised(ValueError(KERAS))
+    assert told == (
+        'ValueError: Exception encountered when calling Sequential.call(). Input 0 of layer "dense" is incompatible '
+        "with the layer: expected axis -1 to have value 10"
+    )
+    state = controller.failed(None, federated.settings(), 1, ValueError(KERAS), 5.0)
+    assert state.reason == told
+
+
 def test_lost_trainers_are_no_fault_of_the_users_code(tmp_path):
     def lost(plan, site):
-        return model.SiteAnswer(site=site, error=controller.LOST)
+        return model.SiteAnswer(site=site, error=faults.LOST)
 
     assert segment(tmp_path, sites=federated.Sites(play=lost)).play().status == model.Status.INTERRUPTED
 

@@ -17,12 +17,12 @@ from nvflare.apis.shareable import Shareable  # noqa: TID253
 from nvflare.app_common.abstract.fl_model import FLModel, ParamsType  # noqa: TID253
 from nvflare.app_common.utils.fl_model_utils import FLModelUtils  # noqa: TID253
 
-from airflow_mlscale.federated import controller, model, policy, ports
+from airflow_mlscale.federated import faults, model, policy, ports
 from airflow_mlscale.federated.adapters import wire
 from airflow_mlscale.federated.settings import RunSettings
 
 _TOLD = {
-    ReturnCode.EXECUTION_EXCEPTION: controller.LOST,
+    ReturnCode.EXECUTION_EXCEPTION: faults.LOST,
     ReturnCode.TASK_RESULT_FILTER_ERROR: "could not encrypt its weights; provision the federation with encryption",
 }
 """NVFlare's codes in words."""
@@ -50,10 +50,10 @@ class Exchange:
         try:
             found = FLModelUtils.from_shareable(result)
             if error := found.meta.get(wire.ERROR):
-                return model.SiteAnswer(site=site, error=str(error)[:1000])
+                return model.SiteAnswer(site=site, error=faults.worded(error))
             return self._read(site, found, sent)
         except (AttributeError, KeyError, TypeError, ValueError) as exc:  # sites may send anything
-            return model.SiteAnswer(site=site, error=f"sent an answer that cannot be read: {exc}"[:1000])
+            return model.SiteAnswer(site=site, error=faults.worded(f"sent an answer that cannot be read: {exc}"))
 
     def _read(self, site: str, found: FLModel, sent: ports.Weights) -> model.SiteAnswer:
         meta, metrics = found.meta, found.metrics or {}
