@@ -208,7 +208,7 @@ class RunClient:
         A run that is not known yet may still come.
 
         Raises:
-            InvalidInputError: this is no run's id, or the run is measured by another metric.
+            InvalidInputError: this is no run's id, or the condition does not fit the run's metric.
             FederatedRunFailedError: the run failed or was aborted before it met the condition.
             TargetNotReachedError: the run ended without meeting the condition.
         """
@@ -216,24 +216,21 @@ class RunClient:
         run, state = directory.settings(), directory.state()
         if run is None or state is None:
             return None
-        metric = condition.quality.metric
-        if condition.awaited == stopping.Awaited.AT_LEAST and run.target.metric != metric:
-            raise errors.InvalidInputError(
-                "metric", metric, f"run {run_id} is measured by its target's metric {run.target.metric!r}; use that"
-            )
-        number = condition.met_in(state)
+        number = condition.met_in(run, state)
         if number is None:
-            if missed := condition.out_of_question(state):
+            if missed := condition.out_of_question(run, state):
                 raise missed
             return None
         value = next((done.value for done in state.rounds if done.number == number), None)
-        return {"run_id": run_id, "metric": run.target.metric, "value": value, "round": number}
+        told = condition.told(run)
+        return {"run_id": run_id, "metric": run.target.metric, "value": value, "round": number, "condition": told}
 
     def awaited(self, run_id: str, condition: stopping.Condition) -> str:
         """What is waited for, for a person: the run itself while it is not known, then the condition."""
-        if not self.directory(run_id).exists():
+        run = self.directory(run_id).settings()
+        if run is None:
             return f"run {run_id}: there is no such run yet in {self.run_store}; waiting for it"
-        return f"run {run_id}: waiting for {condition}"
+        return f"run {run_id}: waiting for {condition.told(run)}"
 
     def follower(self, run_id: str, *, told: int | None = None) -> following.Follower:
         """Something to look at the run with, again and again, and to hear its news from.

@@ -14,6 +14,7 @@ from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.federated import (
+    account,
     curve,
     faults,
     forecast,
@@ -22,7 +23,6 @@ from airflow_mlscale.federated import (
     policies,
     policy,
     ports,
-    privacy,
     renewal,
     server_step,
     site_quality,
@@ -104,7 +104,7 @@ class SegmentController:
 
     def _verdict(self, state: model.RunState) -> stopping.Verdict:
         decided, secret = stopping.verdict(self.run, state, now=self.now(), seen=self._forecast), self.run.privacy
-        if decided.ends or secret is None or not privacy.exhausted(secret, state.rounds):
+        if decided.ends or secret is None or not account.exhausted(secret, state.rounds):
             return decided
         ended = model.Status.LIMIT if state.rounds else model.Status.FAILED
         return stopping.Verdict(ended, f"one more round could exceed max_epsilon={secret.max_epsilon:g}")
@@ -168,7 +168,7 @@ class SegmentController:
         self._forecast = forecast.predict(self.run, state, now=self.now())
         state = stopping.with_forecast(state, self._forecast)
         if self.run.privacy is not None:
-            state = replace(state, epsilon=privacy.spent(self.run.privacy, state.rounds).epsilon)
+            state = replace(state, epsilon=account.spent(self.run.privacy, state.rounds).epsilon)
         weights = self._brought_back(state, weights)
         self._save(state, weights, sent if by_sites else ())
         done = state.rounds[-1]

@@ -12,7 +12,7 @@ from math import inf, isfinite
 from statistics import median
 from typing import Any
 
-from airflow_mlscale.federated import curve, model
+from airflow_mlscale.federated import account, curve, model
 from airflow_mlscale.federated.settings import RunSettings
 
 RECENT = 5
@@ -161,9 +161,19 @@ def first_limit(run: RunSettings, state: model.RunState, costs: RoundCosts, *, n
         "deadline": inf if run.deadline_at is None else _per(run.deadline_at - now, costs.seconds),
         "budget.node_seconds": _left(run.budget.node_seconds, state.node_seconds, costs.node_s),
         "budget.gigabytes": _left(run.budget.gigabytes, state.gigabytes, costs.gigabytes),
+        "privacy.max_epsilon": _private(run, state),
     }
     name = min(left, key=lambda each: left[each])
     return name, max(0.0, left[name])
+
+
+def _private(run: RunSettings, state: model.RunState) -> float:
+    """Rounds until the site that takes part most often has spent its privacy."""
+    if run.privacy is None or run.privacy.max_epsilon is None or not state.rounds:
+        return inf
+    taken = account.most_rounds(state.rounds)
+    left = account.allowed_rounds(run.privacy, run.max_rounds) - taken
+    return _per(left, taken / len(state.rounds))
 
 
 def _left(budget: float | None, spent: float, each: float) -> float:

@@ -7,13 +7,13 @@ a run is stalled or has failed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from math import isfinite
 from typing import Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import checks, curve, model
+from airflow_mlscale.federated import checks, curve, metrics, model
 from airflow_mlscale.federated.forecast import Forecast
 from airflow_mlscale.federated.settings import RunSettings
 
@@ -54,14 +54,13 @@ def verdict(run: RunSettings, state: model.RunState, *, now: float, seen: Foreca
         now: seconds since the epoch.
         seen: what was predicted after that round.
     """
-    if run.target.held(state.values):
+    if REACHED.quality(run).held(state.values):
         return Verdict(model.Status.REACHED, run.target.why_held(state.values))
     if limit := _limit(run, state, now):
         if not state.rounds:
             return Verdict(model.Status.FAILED, f"{limit} before the first round was complete")
         return Verdict(model.Status.LIMIT, f"{limit} at {state.metric} {state.value:.4f}")
-    hopeful = seen is not None and seen.chance > HOPEFUL
-    if run.stall_rounds is not None and not hopeful and stalled(run.target, state.values, run.stall_rounds):
+    if STANDSTILL.met_in(run, state) is not None:
         told = f"no progress in {run.stall_rounds} rounds, best {state.metric} {state.best_value:.4f}"
         return Verdict(model.Status.STALLED, told)
     if run.on_infeasible == "stop" and seen is not None and state.doubts >= DOUBTS:
@@ -149,59 +148,95 @@ class Awaited(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """One thing to wait for on a run."""
+    """One thing to wait for on a run; what it leaves open is as the run has it.
+
+    The controller ends a run by `REACHED` and `STANDSTILL`, sensors wait by the same law: they cannot disagree.
+    """
 
     awaited: Awaited
-    quality: model.Quality
-    """What must hold; of `STALLED` and `FAILED` only the metric is looked at."""
-    rounds: int = 10
-    """Rounds without progress, for `STALLED`."""
+    value: float | None = None
+    """What the run's metric must reach, for `AT_LEAST`; None for the run's target."""
+    metric: str | None = None
+    """The run's metric, for who wants to be sure of it; None for whatever it is."""
+    in_a_row: int | None = None
+    """Evaluations in a row; None for as many as the run's target wants."""
+    rounds: int | None = None
+    """Rounds without progress, for `STALLED`; None for the run's `stall_rounds`."""
 
     def __post_init__(self) -> None:
-        checks.whole(self.rounds, "rounds", 1)
+        for name in ("in_a_row", "rounds"):
+            if getattr(self, name) is not None:
+                checks.whole(getattr(self, name), name, 1)
 
-    @classmethod
-    def at_least(cls, metric: str, value: float, *, in_a_row: int = 1) -> Condition:
-        """A quality that holds so many evaluations in a row."""
-        return cls(awaited=Awaited.AT_LEAST, quality=model.Quality(metric, value, in_a_row=in_a_row))
+    def quality(self, run: RunSettings) -> model.Quality:
+        """What must hold of a run.
 
-    def met_in(self, state: model.RunState) -> int | None:
-        """The round in which the condition was first met; None while it is not. 0 for a run without rounds."""
+        Raises:
+            InvalidInputError: the run has another metric, or its metric cannot have this value.
+        """
+        own = run.target
+        if self.metric not in (None, own.metric):
+            fix = f"run {run.run_id} is measured by its target's metric {own.metric!r}; use that"
+            raise errors.InvalidInputError("metric", self.metric, fix)
+        if self.value is not None:
+            metrics.check_value("at_least", own.scale, self.value)
+        value = own.value if self.value is None else self.value
+        return replace(own, value=value, in_a_row=self.in_a_row or own.in_a_row)
+
+    def met_in(self, run: RunSettings, state: model.RunState) -> int | None:
+        """The round in which the condition was met; None while it is not. 0 for a run without rounds.
+
+        A quality is held for good once it was; a standstill is over with the next progress.
+        """
         match self.awaited:
             case Awaited.AT_LEAST:
-                return _first(len(state.values), lambda end: self.quality.held(state.values[:end]))
+                wanted = self.quality(run)
+                return _first(len(state.values), lambda end: wanted.held(state.values[:end]))
             case Awaited.FAILED:
                 over = state.status in (model.Status.FAILED, model.Status.ABORTED)
                 return len(state.rounds) if over else None
             case Awaited.STALLED:
-                if state.status.usable and state.status != model.Status.REACHED:
-                    return len(state.rounds)
-                return _first(len(state.values), lambda end: stalled(self.quality, state.values[:end], self.rounds))
+                below = state.status.usable and state.status != model.Status.REACHED
+                return len(state.rounds) if below or self._stands_still(run, state) else None
 
-    def out_of_question(self, state: model.RunState) -> errors.MlscaleError | None:
+    def _stands_still(self, run: RunSettings, state: model.RunState) -> bool:
+        rounds = self.rounds or run.stall_rounds
+        hopeful = state.forecast is not None and state.forecast["chance"] > HOPEFUL
+        return rounds is not None and not hopeful and stalled(self.quality(run), state.values, rounds)
+
+    def out_of_question(self, run: RunSettings, state: model.RunState) -> errors.MlscaleError | None:
         """Why an ended run can no longer meet the condition; None while it may."""
-        if not state.status.ended or self.met_in(state) is not None:
+        if not state.status.ended or self.met_in(run, state) is not None:
             return None
         if state.status in (model.Status.FAILED, model.Status.ABORTED):
             return errors.FederatedRunFailedError(f"run {state.run_id} {state.status}: {state.reason}")
         return errors.TargetNotReachedError(
-            f"run {state.run_id} ended at {state.metric} {state.best_value} without {self}: {state.reason}"
+            f"run {state.run_id} ended at {state.metric} {state.best_value} without {self.told(run)}: {state.reason}"
         )
+
+    def told(self, run: RunSettings) -> str:
+        """In words."""
+        if self.awaited == Awaited.AT_LEAST:
+            return str(self.quality(run))
+        if self.awaited == Awaited.FAILED:
+            return "a failure"
+        rounds = self.rounds or run.stall_rounds
+        return "an end below its target" if rounds is None else f"{rounds} rounds without progress"
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object that `from_json` reads back."""
-        return {"awaited": str(self.awaited), "quality": self.quality.to_json(), "rounds": self.rounds}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Condition:
         """The condition from its JSON object."""
-        quality = model.Quality.from_json(values["quality"])
-        return cls(awaited=Awaited(values["awaited"]), quality=quality, rounds=values["rounds"])
+        return cls(**{**values, "awaited": Awaited(values["awaited"])})
 
-    def __str__(self) -> str:
-        if self.awaited == Awaited.AT_LEAST:
-            return str(self.quality)
-        return "a failure" if self.awaited == Awaited.FAILED else f"{self.rounds} rounds without progress"
+
+REACHED = Condition(awaited=Awaited.AT_LEAST)
+"""The run's own target."""
+STANDSTILL = Condition(awaited=Awaited.STALLED)
+"""What the run itself takes for a standstill."""
 
 
 def _first(rounds: int, met: Callable[[int], bool]) -> int | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from airflow.sdk import BaseSensorOperator, PokeReturnValue
 
 from airflow_mlscale import errors
-from airflow_mlscale.federated import checks, metrics, model, stopping
+from airflow_mlscale.federated import checks, metrics, stopping
 from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.outcome import translated
 from airflow_mlscale.triggers.federated import FederatedAccuracyTrigger
@@ -23,13 +22,12 @@ class FederatedAccuracySensor(BaseSensorOperator):
 
     Args:
         run_id: the run: the XCom ``run_id`` of a `FederatedTrainingOperator`. (templated)
-        at_least: what the metric must reach (at most this, for errors and losses).
+        at_least: what the metric must reach (at most this, for errors and losses); default is the run's own target.
         awaited: ``at_least``; or ``stalled``: ``stalled_rounds`` rounds without progress, or an end below the target;
-            or ``failed``: the run failed or was aborted.
-        stalled_rounds: rounds without progress.
-        metric: the metric of the run's target.
-        higher_is_better: of a metric that is not one of Keras'.
-        in_a_row: evaluations in a row that must reach it.
+            or ``failed``: the run failed or was aborted. The run's controller ends it by the same conditions.
+        stalled_rounds: rounds without progress; default is the run's ``stall_rounds``.
+        metric: the metric of the run's target, to be sure of it; a run that is measured by another one fails the task.
+        in_a_row: evaluations in a row that must reach it; default is as many as the run's target wants.
         stop_run: once the condition is met, ask the run to end with the best model that it has; its operator returns
             that as a success.
         conn_id: connection of type ``mlscale_federated``. (templated)
@@ -37,7 +35,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
         poke_interval: seconds between two looks.
 
     Returns:
-        ``run_id``, ``metric``, ``value`` and the ``round`` in which it was reached.
+        ``run_id``, ``metric``, ``value``, the ``round`` in which it was reached, and the ``condition`` in words.
 
     Raises:
         InvalidInputError: the run is measured by another metric, or an argument is wrong.
@@ -53,10 +51,9 @@ class FederatedAccuracySensor(BaseSensorOperator):
         run_id: str,
         at_least: float | None = None,
         awaited: str = stopping.Awaited.AT_LEAST,
-        stalled_rounds: int = 10,
-        metric: str = "accuracy",
-        higher_is_better: bool | None = None,
-        in_a_row: int = 1,
+        stalled_rounds: int | None = None,
+        metric: str | None = None,
+        in_a_row: int | None = None,
         stop_run: bool = False,
         conn_id: str = FederatedHook.default_conn_name,
         deferrable: bool = False,
@@ -66,7 +63,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
     ) -> None:
         super().__init__(poke_interval=poke_interval, timeout=timeout, **kwargs)
         self.run_id = run_id
-        self.condition = _condition(awaited, at_least, metric, in_a_row, stalled_rounds, higher_is_better)
+        self.condition = _condition(awaited, at_least, metric, in_a_row, stalled_rounds)
         self.conn_id = conn_id
         self.deferrable = deferrable
         self.stop_run = stop_run
@@ -101,7 +98,7 @@ class FederatedAccuracySensor(BaseSensorOperator):
             runs = FederatedHook(self.conn_id).runs
             found = runs.met(self.run_id, self.condition)
             if found is not None:
-                self._stop(context)
+                self._stop(context, found)
         if found is None and (awaited := runs.awaited(self.run_id, self.condition)) != self._told:
             self._told = awaited
             self.log.info(awaited)
@@ -111,38 +108,32 @@ class FederatedAccuracySensor(BaseSensorOperator):
         """Return what the trigger found, or fail with its reason."""
         if event["status"] == "met":
             with translated():
-                self._stop(context)  # the triggerer may have died before it asked; asking twice is asking once
+                # The triggerer may have died before it asked; asking twice is asking once.
+                self._stop(context, event["found"])
             return dict(event["found"])
         with translated():
             raise getattr(errors, event["error"], errors.FederatedRunFailedError)(event["reason"])
 
-    def _stop(self, context: Any) -> None:
-        if self.stop_run and FederatedHook(self.conn_id).runs.end(
-            self.run_id, by=self._by(context), why=str(self.condition)
-        ):
-            self.log.info("run %s is asked to end: %s", self.run_id, self.condition)
+    def _stop(self, context: Any, found: Mapping[str, Any]) -> None:
+        why = found["condition"]
+        if self.stop_run and FederatedHook(self.conn_id).runs.end(self.run_id, by=self._by(context), why=why):
+            self.log.info("run %s is asked to end: %s", self.run_id, why)
 
     def _by(self, context: Any) -> str:
         return f"sensor {context['ti'].dag_id}.{self.task_id}" if context.get("ti") else f"sensor {self.task_id}"
 
 
 def _condition(
-    awaited: str, at_least: float | None, metric: str, in_a_row: int, rounds: int, higher_is_better: bool | None
+    awaited: str, at_least: float | None, metric: str | None, in_a_row: int | None, rounds: int | None
 ) -> stopping.Condition:
     """The condition of a sensor's arguments; refuses those that do not belong together."""
     checks.one_of(awaited, "awaited", [str(each) for each in stopping.Awaited])
     kind = stopping.Awaited(awaited)
-    scale = metrics.named(metric, higher_is_better=higher_is_better)
-    if kind == stopping.Awaited.AT_LEAST:
-        if scale.best is not None and checks.is_number(at_least):  # how good such a metric can be matters to runs alone
-            scale = replace(scale, best=at_least + 1 if scale.higher_is_better else at_least - 1)  # type: ignore[operator]
-        metrics.check_value("at_least", scale, at_least)
-    elif at_least is not None:
-        raise errors.InvalidInputError("at_least", at_least, f"leave it out: this sensor waits for {awaited!r}")
-    value = _ANY if at_least is None else at_least
-    quality = model.Quality(metric, value, in_a_row=in_a_row, higher_is_better=higher_is_better, best=scale.best)
-    return stopping.Condition(awaited=kind, quality=quality, rounds=rounds)
-
-
-_ANY = 1.0
-"""A value that every metric allows, where none is looked at."""
+    if at_least is not None:
+        if kind != stopping.Awaited.AT_LEAST:
+            fix = f"leave it out: this sensor waits for {awaited!r}"
+            raise errors.InvalidInputError("at_least", at_least, fix)
+        if known := metrics.METRICS.get(metric or ""):
+            metrics.check_value("at_least", known, at_least)
+        checks.check(checks.is_number(at_least), "at_least", at_least, "must be a finite number")
+    return stopping.Condition(awaited=kind, value=at_least, metric=metric, in_a_row=in_a_row, rounds=rounds)

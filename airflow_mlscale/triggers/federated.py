@@ -103,7 +103,7 @@ class FederatedAccuracyTrigger(BaseTrigger):
                 found = await asyncio.to_thread(runs.met, self.run_id, condition)
                 if found is not None:
                     if self.stop_by:
-                        await asyncio.to_thread(runs.end, self.run_id, by=self.stop_by, why=str(condition))
+                        await asyncio.to_thread(runs.end, self.run_id, by=self.stop_by, why=found["condition"])
                     yield TriggerEvent({"status": "met", "found": found})  # type: ignore[no-untyped-call]
                     return
                 awaited = await asyncio.to_thread(runs.awaited, self.run_id, condition)

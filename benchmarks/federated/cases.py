@@ -9,9 +9,9 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from airflow_mlscale.federated import model, simulation
-from airflow_mlscale.federated.settings import RunSettings
+from airflow_mlscale.federated.settings import Budget, RunSettings
 from benchmarks.federated import data, law, learning
-from benchmarks.federated.systems import SYSTEMS, System
+from benchmarks.federated.systems import PACED_ROUNDS, SYSTEMS, System
 
 HELD_OUT_SEEDS = 100
 """Seeds from here on were never looked at while the policy was tuned."""
@@ -130,10 +130,17 @@ def run(seed: int, system: System, case: Case) -> simulation.Simulated:
             "run_id": "benchmark", "model": "data:none", "client_data": "data:none", "evaluation_data": "data:none",
             "target": model.Quality("accuracy", case.target), "deadline_at": case.deadline_s, "seed": seed,
             "max_rounds": MAX_ROUNDS, "batch_size": BATCH_SIZE, "server_optimiser": system.optimiser,
-            **system.settings,
+            "budget": _budget(system, learner), **system.settings,
         }
     )  # fmt: skip
     return simulation.simulate(settings, simulation.drawn(learner.names(), seed), learner, learner)
+
+
+def _budget(system: System, learner: learning.Learner) -> Budget:
+    if not system.paced_by_bytes:
+        return Budget()
+    one_way = sum(array.nbytes for array in learner.initial_weights()) / 1e9
+    return Budget(gigabytes=2 * one_way * system.settings["cohort"] * PACED_ROUNDS)
 
 
 def _row(name: str, system: System, case: Case, seed: int, outcome: simulation.Simulated) -> Row:
@@ -145,8 +152,8 @@ def _row(name: str, system: System, case: Case, seed: int, outcome: simulation.S
     wall_s, node_s, compute_s = outcome.history[cut - 1] if cut else (0.0, 0.0, 0.0)
     return Row(
         system=name, data=case.data, kind=case.kind, seed=seed, target=case.target, deadline_s=case.deadline_s,
-        reached=met, met_deadline=met, rounds=min(within, len(rounds)), wall_s=round(min(wall_s, case.deadline_s), 1),
-        node_s=round(node_s, 1), compute_s=round(compute_s, 1),
+        reached=outcome.reached, met_deadline=met, rounds=min(within, len(rounds)),
+        wall_s=round(min(wall_s, case.deadline_s), 1), node_s=round(node_s, 1), compute_s=round(compute_s, 1),
         gigabytes=round(sum(each.gigabytes for each in rounds[:cut]), 6),
         quality=max((each.value for each in rounds[:within]), default=0.0),
         status=str(outcome.state.status), static=system.static, law=law.name(),

@@ -24,7 +24,7 @@ from benchmarks.federated.systems import SYSTEMS
 SITES = ("one", "two", "three", "four", "five", "six")
 SLOWNESS = 0.1
 """Of the emulated devices, ÷ the simulation's: 0.4 s for a median epoch."""
-COMPARED = ("ours_cost", "ours_time", "fedavg_K5_E1", "fedavg_K5_E5", "over1.3_K5_E2")
+COMPARED = ("ours_cost", "ours_time", "fedavg_K5_E5", "over1.3_K5_E2", "over1.3_K5_E2_momentum")
 LOOK_S = 0.5
 SHOWN_ROUND = 12
 """After which the picture shows what was expected of the rest."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from airflow_mlscale.federated import adaptive
 from airflow_mlscale.federated.combination import FEDAVG, ServerOptimiser
 
 BASELINE = "fedavg_K10_E5"
+PACED_ROUNDS = 60
+"""In which the paper's policies are to arrive."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class System:
     optimiser: ServerOptimiser = FEDAVG
     static: bool = False
     """Fixed settings: one of those among which hindsight chooses."""
+    paced_by_bytes: bool = False
+    """Whether its budget is the bytes of `PACED_ROUNDS` complete rounds."""
     looks_at_limits: bool = field(default=False)
     """Whether it plans for its deadline: then each deadline is a run of its own."""
 
@@ -62,11 +66,15 @@ SYSTEMS: Mapping[str, System] = {
     "oort_K5_E2": _fixed("oort", 5, 2),
     "oort_K10_E5": _fixed("oort", 10, 5),
     **{
-        name: _fixed(name, 10, 5, max_rounds=60, max_local_epochs=20)
-        for name in ("linear_rounds", "linear_network", "quadratic_rounds", "quadratic_network")
+        name: _fixed(name, 10, 5, max_rounds=PACED_ROUNDS, max_local_epochs=20)
+        for name in ("linear_rounds", "quadratic_rounds")
+    },
+    **{
+        name: replace(_fixed(name, 10, 5, max_local_epochs=20), paced_by_bytes=True)
+        for name in ("linear_network", "quadratic_network")
     },
     # What each part is worth: not rivals.
     "part_plain_optimiser": _ours(FEDAVG),
     "part_no_late_answers": _ours(late_answers=False),
 }
-"""All by name; the four of the paper work towards a set-point in their sixtieth round."""
+"""All by name; the four of the paper work towards a set-point in their sixtieth round, or at the bytes of so many."""

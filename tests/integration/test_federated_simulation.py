@@ -39,7 +39,7 @@ def test_a_run_of_the_users_functions_reaches_its_target_and_says_that_it_is_sim
     runs = client.RunClient(admin=federated.Admin(), run_store=tmp_path)
     result = runs.result("run")
     assert (result["simulated"], result["reached"], result["rounds"]) == (True, True, len(seen.state.rounds))
-    found = runs.met("run", stopping.Condition.at_least("accuracy", 0.9))
+    found = runs.met("run", stopping.Condition(awaited=stopping.Awaited.AT_LEAST, metric="accuracy", value=0.9))
     assert found["value"] >= 0.9
     assert len(run_directory.RunDirectory(tmp_path / "run").records()) == len(seen.state.rounds)
 

@@ -35,6 +35,7 @@ def test_a_system_that_does_not_look_at_its_deadline_runs_once_for_all_of_them()
     assert slack.wall_s >= tight.wall_s >= tightest.wall_s
     assert slack.node_s >= tight.node_s
     assert all(each.wall_s <= each.deadline_s and each.simulated for each in found)
+    assert slack.reached >= slack.met_deadline
 
 
 def test_what_cannot_be_reached_is_asked_of_ours_alone():

@@ -188,7 +188,7 @@ def test_who_asks_to_abort_wins_and_without_a_round_there_is_no_model(runs):
 
 def test_a_run_that_was_stopped_below_its_target_counts_as_stalled_for_who_waits_for_that():
     stopped = federated.state(0.5, 0.6, status=model.Status.STOPPED)
-    waits = stopping.Condition(awaited=stopping.Awaited.STALLED, quality=model.Quality("accuracy", 0.9))
-    assert waits.met_in(stopped) == 2
+    run = federated.settings()
+    assert stopping.STANDSTILL.met_in(run, stopped) == 2
     with pytest.raises(errors.TargetNotReachedError):
-        raise stopping.Condition.at_least("accuracy", 0.9).out_of_question(stopped)
+        raise stopping.REACHED.out_of_question(run, stopped)

@@ -16,7 +16,7 @@ from airflow_mlscale import errors
 from airflow_mlscale.federated.adapters import provisioning, run_directory
 from airflow_mlscale.federated.model import Quality, RunState, Status
 from airflow_mlscale.federated.settings import FederationSettings
-from airflow_mlscale.federated.stopping import Condition
+from airflow_mlscale.federated.stopping import Awaited, Condition
 from airflow_mlscale.operators.federated import FederatedTrainingOperator
 from airflow_mlscale.runtime import processes
 from airflow_mlscale.sensors.federated import FederatedAccuracySensor
@@ -134,9 +134,8 @@ def test_runs_are_named_after_the_task_instance_not_after_the_try():
 @pytest.mark.parametrize(
     ("field", "changes"),
     [
-        ("metric", {"metric": "acuracy"}),
-        ("at_least", {"at_least": 1.5}),
-        ("at_least", {"at_least": None}),
+        ("at_least", {"at_least": 1.5, "metric": "accuracy"}),
+        ("at_least", {"at_least": "much"}),
         ("at_least", {"awaited": "stalled"}),
         ("awaited", {"awaited": "done", "at_least": None}),
         ("rounds", {"awaited": "stalled", "at_least": None, "stalled_rounds": 0}),
@@ -178,7 +177,10 @@ async def test_a_trigger_tells_what_it_waits_for_whenever_that_changes(kit):
         return entry
 
     trigger = FederatedAccuracyTrigger(
-        run_id="late", condition=Condition.at_least("accuracy", 0.9).to_json(), conn_id="mlscale_federated", poll_s=0.01
+        run_id="late",
+        condition=Condition(awaited=Awaited.AT_LEAST).to_json(),
+        conn_id="mlscale_federated",
+        poll_s=0.01,
     )
     with structlog.testing.capture_logs([come_to_pass]) as told:
         event = await asyncio.wait_for(anext(trigger.run()), 60)
@@ -193,7 +195,7 @@ async def test_a_trigger_tells_what_it_waits_for_whenever_that_changes(kit):
     "trigger",
     [
         FederatedRunTrigger(run_id="run", conn_id="c", poll_s=0.5),
-        FederatedAccuracyTrigger(run_id="run", condition=Condition.at_least("loss", 0.1).to_json(), conn_id="c"),
+        FederatedAccuracyTrigger(run_id="run", condition=Condition(awaited=Awaited.FAILED).to_json(), conn_id="c"),
     ],
 )
 def test_triggers_are_rebuilt_from_json(trigger):

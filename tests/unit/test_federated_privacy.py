@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_mlscale.federated import combination, model, privacy
+from airflow_mlscale.federated import account, combination, model, privacy
 
 SENT = [np.ones((2,), "float32"), np.ones(1, "float32"), np.array(7)]
 TRAINED = (True, False, False)
@@ -96,8 +96,8 @@ def test_an_honest_noisy_update_is_within_the_bound():
 
 
 def test_each_site_pays_for_its_own_rounds():
-    assert privacy.most_rounds([]) == 0
-    assert privacy.most_rounds(played("ab", "bc", "cb")) == 3
+    assert account.most_rounds([]) == 0
+    assert account.most_rounds(played("ab", "bc", "cb")) == 3
 
 
 def exact_epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
@@ -119,24 +119,32 @@ def exact_epsilon(noise_multiplier: float, rounds: int, delta: float) -> float:
 @pytest.mark.parametrize("rounds", [1, 50])
 def test_the_accountant_tells_no_less_than_the_truth_and_not_much_more(noise_multiplier, rounds):
     pytest.importorskip("opendp")
-    told, truth = privacy.epsilon(noise_multiplier, rounds, 1e-5), exact_epsilon(noise_multiplier, rounds, 1e-5)
+    told, truth = account.epsilon(noise_multiplier, rounds, 1e-5), exact_epsilon(noise_multiplier, rounds, 1e-5)
     assert truth <= told <= 1.25 * truth
 
 
+def test_the_rounds_that_a_budget_allows_are_found_by_the_accountant():
+    two, three = account.epsilon(2.0, 2, 1e-5), account.epsilon(2.0, 3, 1e-5)
+    assert account.allowed_rounds(settings(noise_multiplier=2.0, max_epsilon=(two + three) / 2), 50) == 2
+    assert account.allowed_rounds(settings(noise_multiplier=2.0, max_epsilon=three), 50) == 3
+    assert account.allowed_rounds(settings(noise_multiplier=2.0, max_epsilon=1e9), 50) == 50
+    assert account.allowed_rounds(settings(noise_multiplier=2.0), 50) == 50
+
+
 def test_a_run_without_rounds_has_spent_nothing():
-    assert privacy.spent(settings(), []) == privacy.Spent(0.0, 1e-5, 0)
+    assert account.spent(settings(), []) == account.Spent(0.0, 1e-5, 0)
 
 
 def test_the_budget_ends_a_run_before_it_is_exceeded():
     pytest.importorskip("opendp")
-    two, three = privacy.epsilon(2.0, 2, 1e-5), privacy.epsilon(2.0, 3, 1e-5)
+    two, three = account.epsilon(2.0, 2, 1e-5), account.epsilon(2.0, 3, 1e-5)
     chosen = settings(noise_multiplier=2.0, max_epsilon=(two + three) / 2)
-    assert not privacy.exhausted(chosen, played("ab"))
-    assert not privacy.exhausted(chosen, played("ab", "cd"))  # nobody has taken part twice
-    assert privacy.exhausted(chosen, played("ab", "bc"))
-    assert privacy.spent(chosen, played("ab", "bc")).epsilon == two < inf
-    assert not privacy.exhausted(settings(noise_multiplier=2.0), played("ab", "bc"))
+    assert not account.exhausted(chosen, played("ab"))
+    assert not account.exhausted(chosen, played("ab", "cd"))  # nobody has taken part twice
+    assert account.exhausted(chosen, played("ab", "bc"))
+    assert account.spent(chosen, played("ab", "bc")).epsilon == two < inf
+    assert not account.exhausted(settings(noise_multiplier=2.0), played("ab", "bc"))
 
 
 def test_hardly_any_noise_promises_nothing_instead_of_failing_the_run():
-    assert privacy.epsilon(1e-6, 3, 1e-5) == float("inf")
+    assert account.epsilon(1e-6, 3, 1e-5) == float("inf")

@@ -171,7 +171,7 @@ def test_a_job_that_was_aborted_for_good_is_followed_by_no_segment(runs):
 
 
 def test_an_unknown_run_has_no_result_but_may_still_come(runs):
-    assert runs.met("nobody", stopping.Condition.at_least("accuracy", 0.5)) is None
+    assert runs.met("nobody", stopping.REACHED) is None
     with pytest.raises(errors.InvalidInputError, match="there is no such run"):
         runs.result("nobody")
 
@@ -182,12 +182,12 @@ def test_what_is_no_runs_id_never_becomes_a_path(runs, run_id):
         with pytest.raises(errors.InvalidInputError, match="run_id="):
             use(run_id)
     with pytest.raises(errors.InvalidInputError, match="run_id="):
-        runs.met(run_id, stopping.Condition.at_least("accuracy", 0.5))
+        runs.met(run_id, stopping.Condition(awaited=stopping.Awaited.AT_LEAST, metric="accuracy", value=0.5))
     assert list(runs.run_store.iterdir()) == []
 
 
 def test_who_waits_is_told_whether_the_run_is_known(runs):
-    condition = stopping.Condition.at_least("accuracy", 0.5)
+    condition = stopping.Condition(awaited=stopping.Awaited.AT_LEAST, metric="accuracy", value=0.5)
     assert f"run run: there is no such run yet in {runs.run_store}" in runs.awaited("run", condition)
     runs.begin(settings())
     assert runs.awaited("run", condition) == "run run: waiting for accuracy >= 0.5"

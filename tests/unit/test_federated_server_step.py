@@ -152,16 +152,16 @@ def test_a_site_that_sends_nonsense_is_no_part_of_the_model_nor_of_the_quorum(tm
 
 def test_a_run_tells_its_epsilon_and_ends_before_it_exceeds_its_budget(tmp_path):
     pytest.importorskip("opendp")
-    from airflow_mlscale.federated import privacy
+    from airflow_mlscale.federated import account
 
-    budget = privacy.epsilon(10.0, 3, 1e-5) + 1e-6
+    budget = account.epsilon(10.0, 3, 1e-5) + 1e-6
     secret = private(clip_norm=1e-6, noise_multiplier=10.0, max_epsilon=budget)  # too little to reach the target
     state = segment(tmp_path, privacy=secret, max_rounds=9).play()
     assert (state.status, len(state.rounds)) == (model.Status.LIMIT, 3)
-    assert state.epsilon == privacy.epsilon(10.0, 3, 1e-5)
+    assert state.epsilon == account.epsilon(10.0, 3, 1e-5)
     assert state.reason == f"one more round could exceed max_epsilon={secret.max_epsilon:g}"
     told = [record.seen["epsilon"] for record in run_directory.RunDirectory(tmp_path).records()]
-    assert told == [privacy.epsilon(10.0, rounds, 1e-5) for rounds in (1, 2, 3)]
+    assert told == [account.epsilon(10.0, rounds, 1e-5) for rounds in (1, 2, 3)]
     assert state == run_directory.RunDirectory(tmp_path).state()
 
 
@@ -173,10 +173,10 @@ def test_a_budget_that_allows_no_round_fails_the_run_before_any_site_trains(tmp_
 
 
 def test_a_missing_accountant_is_told_before_any_site_trains(tmp_path, monkeypatch):
-    from airflow_mlscale.federated import privacy
+    from airflow_mlscale.federated import account
 
     monkeypatch.setitem(sys.modules, "opendp.prelude", None)
-    privacy.epsilon.cache_clear()
+    account.epsilon.cache_clear()
     sites = federated.Sites()
     with pytest.raises(errors.InvalidInputError, match=r"pip install airflow-provider-mlscale\[privacy\]"):
         segment(tmp_path, sites=sites, privacy=private()).play()

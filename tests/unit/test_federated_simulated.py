@@ -35,7 +35,7 @@ def under_way(runs, *values: float, **changes) -> run_directory.RunDirectory:
 
 def watching(**changes) -> FederatedAccuracySensor:
     return FederatedAccuracySensor(
-        **{"task_id": "watch", "run_id": "run", "at_least": 0.7, "stop_run": True, **changes}
+        **{"task_id": "watch", "run_id": "run", "at_least": 0.7, "in_a_row": 1, "stop_run": True, **changes}
     )
 
 

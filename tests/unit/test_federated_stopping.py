@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,34 +96,59 @@ def test_doubts_in_a_row_make_a_run_infeasible_and_the_verdict_says_what_to_expe
     assert stopping.with_forecast(seen, hopeless(0.5)).doubts == 0
 
 
+RUN = federated.settings(target=model.Quality("accuracy", 0.9, in_a_row=1), stall_rounds=2)
+
+
 @pytest.mark.parametrize(
-    ("condition", "run", "expected"),
+    ("condition", "seen", "expected"),
     [
-        (("at_least", 0.6), state(0.5, 0.6, 0.7), 2),
-        (("at_least", 0.8), state(0.5, 0.6, 0.7), None),
-        (("stalled", 0.9), state(0.5, 0.6, 0.6, 0.6, 0.7), 4),  # two rounds without a better value
-        (("stalled", 0.9), state(0.5, 0.6, 0.7), None),
-        (("stalled", 0.9), state(0.5, 0.6, status=model.Status.INFEASIBLE), 2),
-        (("failed", 0.9), state(0.5, status=model.Status.RUNNING), None),
-        (("failed", 0.9), state(0.5, status=model.Status.ABORTED), 1),
-        (("failed", 0.9), state(status=model.Status.FAILED), 0),
+        ({"awaited": "at_least", "value": 0.6}, state(0.5, 0.6, 0.7), 2),
+        ({"awaited": "at_least", "value": 0.6, "in_a_row": 2}, state(0.5, 0.6, 0.7), 3),
+        ({"awaited": "at_least"}, state(0.5, 0.6, 0.7), None),
+        ({"awaited": "at_least"}, state(0.5, 0.9, 0.7), 2),
+        ({"awaited": "stalled"}, state(0.5, 0.6, 0.6, 0.6), 4),
+        ({"awaited": "stalled"}, state(0.5, 0.6, 0.6, 0.6, 0.7), None),  # it goes on
+        ({"awaited": "stalled", "rounds": 3}, state(0.5, 0.6, 0.6, 0.6), None),
+        ({"awaited": "stalled"}, state(0.5, 0.6, status=model.Status.INFEASIBLE), 2),
+        ({"awaited": "failed"}, state(0.5, status=model.Status.RUNNING), None),
+        ({"awaited": "failed"}, state(0.5, status=model.Status.ABORTED), 1),
+        ({"awaited": "failed"}, state(status=model.Status.FAILED), 0),
     ],
 )
-def test_a_condition_says_in_which_round_it_was_met(condition, run, expected):
-    awaited = stopping.Condition(
-        awaited=stopping.Awaited(condition[0]), quality=model.Quality("accuracy", condition[1], in_a_row=1), rounds=2
-    )
-    assert expected == awaited.met_in(run)
+def test_a_condition_says_in_which_round_it_was_met(condition, seen, expected):
+    awaited = stopping.Condition(**{**condition, "awaited": stopping.Awaited(condition["awaited"])})
+    assert expected == awaited.met_in(RUN, seen)
     assert awaited == stopping.Condition.from_json(awaited.to_json())
 
 
+def test_a_standstill_is_judged_by_the_runs_own_metric():
+    run = federated.settings(target=model.Quality("mean_squared_error", 0.05), stall_rounds=2)
+    falling = state(*(0.8 * 0.9**i for i in range(6)))
+    assert stopping.STANDSTILL.met_in(run, falling) is None
+    assert stopping.STANDSTILL.met_in(RUN, falling) == 6  # as an accuracy it would be one
+
+
+def test_a_hopeful_standstill_is_none_to_anybody():
+    still = replace(state(0.5, 0.6, 0.6, 0.6), forecast={"chance": 0.8})
+    assert stopping.STANDSTILL.met_in(RUN, still) is None
+    assert stopping.verdict(RUN, still, now=0) == stopping.GO_ON
+
+
+def test_a_condition_that_does_not_fit_the_runs_metric_is_refused():
+    seen = state(0.5)
+    with pytest.raises(errors.InvalidInputError, match=r"metric='auc'.*use that"):
+        stopping.Condition(awaited=stopping.Awaited.AT_LEAST, value=0.5, metric="auc").met_in(RUN, seen)
+    with pytest.raises(errors.InvalidInputError, match="at_least=2"):
+        stopping.Condition(awaited=stopping.Awaited.AT_LEAST, value=2).met_in(RUN, seen)
+
+
 def test_a_condition_that_an_ended_run_missed_is_an_error():
-    awaited = stopping.Condition(awaited=stopping.Awaited.AT_LEAST, quality=model.Quality("accuracy", 0.9))
-    assert awaited.out_of_question(state(0.5)) is None
-    assert awaited.out_of_question(state(0.9, 0.9, status=model.Status.REACHED)) is None
-    ended = awaited.out_of_question(state(0.5, status=model.Status.LIMIT))
+    awaited = stopping.REACHED
+    assert awaited.out_of_question(RUN, state(0.5)) is None
+    assert awaited.out_of_question(RUN, state(0.9, 0.9, status=model.Status.REACHED)) is None
+    ended = awaited.out_of_question(RUN, state(0.5, status=model.Status.LIMIT))
     assert isinstance(ended, errors.TargetNotReachedError)
-    broken = awaited.out_of_question(state(0.5, status=model.Status.FAILED))
+    broken = awaited.out_of_question(RUN, state(0.5, status=model.Status.FAILED))
     assert isinstance(broken, errors.FederatedRunFailedError)
 
 
@@ -135,11 +162,15 @@ def test_a_confidence_bound_can_hold_a_target_that_noise_breaks():
     assert "confidence 0.95" in sure.why_held(values)
 
 
-@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=12))
-def test_the_controller_and_a_sensor_never_disagree(values):
-    run = federated.settings(stall_rounds=None)
-    condition = stopping.Condition(awaited=stopping.Awaited.AT_LEAST, quality=run.target)
-    for end in range(1, len(values) + 1):
+@given(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=12), st.sampled_from([None, 0.9]), st.integers(1, 3))
+def test_the_controller_and_a_sensor_never_disagree(values, confidence, in_a_row):
+    target = model.Quality("accuracy", 0.9, in_a_row=in_a_row, confidence=confidence)
+    run = federated.settings(target=target, stall_rounds=4)
+    for end in range(1, len(values) + 1):  # the controller plays on as long as nothing ends the run
         seen = state(*values[:end])
-        reached = stopping.verdict(run, seen, now=0).status == model.Status.REACHED
-        assert reached == (condition.met_in(seen) == end) or condition.met_in(seen) is not None
+        decided = stopping.verdict(run, seen, now=0).status
+        assert (decided == model.Status.REACHED) == (stopping.REACHED.met_in(run, seen) is not None)
+        if decided != model.Status.REACHED:
+            assert (decided == model.Status.STALLED) == (stopping.STANDSTILL.met_in(run, seen) is not None)
+        if decided != model.Status.RUNNING:
+            break
