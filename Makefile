@@ -20,9 +20,9 @@ $(READY): pyproject.toml uv.lock scripts/setup.sh
 demo: $(READY) ## run the flight-delay retraining pipeline end to end (KEEP=1 leaves it running)
 	@$(BIN)/python -m demo $(if $(KEEP),--keep)
 
-# What needs the machine for itself (CPU groups, engines, timing) comes after what can share it.
-SHARING := tests/unit tests/simulation
-ALONE := tests/contract tests/integration tests/system
+# What needs the machine for itself (CPU groups, Spark, served models) comes after what can share it.
+SHARING := tests/unit tests/simulation $(wildcard tests/integration/test_federated_*.py)
+ALONE := tests/contract $(filter-out $(SHARING),$(wildcard tests/integration/test_*.py)) tests/system
 
 test: $(READY) ## run the tests, but for the longest ones
 	$(BIN)/python -m pytest $(SHARING) -n logical --dist loadfile -m "not long" $(PYTEST_ARGS)

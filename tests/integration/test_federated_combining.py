@@ -71,7 +71,7 @@ def trained(task_id: str, **arguments) -> tuple[dict, model.RunState]:
     return result, FederatedHook().runs.directory(result["run_id"]).state()
 
 
-@pytest.mark.parametrize("lie", ["nan", "shape"])
+@pytest.mark.parametrize("lie", ["nan", pytest.param("shape", marks=pytest.mark.long)])
 def test_nonsense_of_one_site_is_no_part_of_the_model(federation, lie):
     result, state = trained(
         f"liar-{lie}",
@@ -85,6 +85,7 @@ def test_nonsense_of_one_site_is_no_part_of_the_model(federation, lie):
     assert {done.answered for done in state.rounds} == {("a", "b")}
 
 
+@pytest.mark.long
 def test_a_median_reaches_the_target_although_one_site_lies(federation):
     result, state = trained(
         "median",
@@ -97,6 +98,7 @@ def test_a_median_reaches_the_target_although_one_site_lies(federation):
     assert {done.answered for done in state.rounds} == {("a", "b", "c")}  # it was heard, and outvoted
 
 
+@pytest.mark.long
 def test_a_private_run_tells_what_it_has_spent(federation):
     secret = Privacy(clip_norm=1.0, noise_multiplier=0.05)
     result, state = trained("private", privacy=secret)

@@ -214,6 +214,7 @@ def test_stops_below_its_target_at_a_limit_and_sensors_of_it_fail_at_once(federa
         other_metric.execute(federated_task.context("watch"))
 
 
+@pytest.mark.long
 def test_an_error_in_the_users_data_function_is_told_with_its_site_to_a_deferred_task(federation):
     context = federated_task.context("broken")
     operator = training("broken", client_data="federated_blobs:broken", deferrable=True)

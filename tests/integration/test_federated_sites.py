@@ -177,6 +177,7 @@ def test_the_server_listens_on_its_own_address_and_sites_on_loopback_alone(machi
     assert {ip for site in ("a", "b") for ip, _ in listening(site)} <= {"127.0.0.1"}
 
 
+@pytest.mark.long
 def test_after_a_server_that_was_killed_sites_are_selected_by_what_its_kit_knows(machines):
     """Sites go on without registering again, so a server that is started anew was told no labels."""
     _kill(machines, "server", "bound_server")
