@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from math import inf
 
 from airflow_mlscale import errors
@@ -21,6 +22,14 @@ def check(good: object, name: str, value: object, fix: str) -> None:
 def is_number(value: object) -> bool:
     """Whether this is a finite number (and no truth value)."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -inf < value < inf
+
+
+def is_json_object(value: object) -> bool:
+    """Whether this is a mapping that JSON gives back as it was."""
+    try:
+        return isinstance(value, Mapping) and json.loads(json.dumps(dict(value))) == dict(value)
+    except (TypeError, ValueError):
+        return False
 
 
 def number(value: object, name: str, least: float, most: float = inf) -> None:

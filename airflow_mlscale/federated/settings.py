@@ -6,7 +6,6 @@ while a run is under way (`policy`) and anything that touches a file or a proces
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -116,8 +115,8 @@ class RunSettings:
     over_selection: float = 1.25
     """Sites asked ÷ answers wanted, so that slow or dead sites do not hold a round up. ≥ 1."""
     local_epochs: int | None = None
-    """Passes over its own data that a site makes in a round; None leaves it to the policy (1 for those that choose
-    none)."""
+    """Passes over its own data that a site makes in a round, in the published policies' first two rounds alone; None
+    leaves it to the policy (1 for those that choose none)."""
     batch_size: int = 32
     """Samples of one training step on a site."""
     proximal_mu: float = 0.0
@@ -146,7 +145,7 @@ class RunSettings:
     objective: str = "cost"
     """What the adaptive policy saves while it keeps the limits: ``cost`` (the sites' time) or ``time``."""
     max_local_epochs: int = 10
-    """Most local epochs that a policy may choose."""
+    """Most local epochs that a policy may choose; says nothing to a policy that is given `local_epochs`."""
     late_answers: bool = True
     """Average answers that come after their round has closed into the round in which they come, with less weight the
     older they are. Never done under privacy, encryption or a robust rule, which count each site once per round."""
@@ -173,6 +172,11 @@ class RunSettings:
             if getattr(self, name) is not None:
                 _whole(getattr(self, name), name, 1)
         checks.one_of(self.policy, "policy", POLICIES)
+        published = self.policy.startswith(("linear_", "quadratic_"))  # it is their first rounds' alone, and they go on
+        fix = f"must be at most max_local_epochs={self.max_local_epochs}, as in the rounds after the first two"
+        _check(
+            not published or (self.local_epochs or 1) <= self.max_local_epochs, "local_epochs", self.local_epochs, fix
+        )
         checks.one_of(self.objective, "objective", OBJECTIVES)
         checks.one_of(self.on_infeasible, "on_infeasible", ON_INFEASIBLE)
         _check(isinstance(self.budget, Budget), "budget", self.budget, "use Budget(node_seconds=..., gigabytes=...)")
@@ -191,7 +195,10 @@ class RunSettings:
             _check(well_formed, name, value, "write 'module:function', for example 'flight_model:build'")
         _check(isinstance(self.target, Quality), "target", self.target, "use Quality('accuracy', 0.9)")
         _check(
-            _is_json_object(self.data_args), "data_args", self.data_args, "must be a mapping of names to JSON values"
+            checks.is_json_object(self.data_args),
+            "data_args",
+            self.data_args,
+            "must be a mapping of names to JSON values",
         )
         absolute = self.output_dir is None or (isinstance(self.output_dir, str) and self.output_dir.startswith("/"))
         _check(absolute, "output_dir", self.output_dir, "must be an absolute path on the federation's server")
@@ -271,7 +278,7 @@ class RunSettings:
         for name, kind in (("aggregation", Aggregation), ("server_optimiser", ServerOptimiser), ("privacy", Privacy)):
             value = getattr(self, name)
             good = isinstance(value, kind) or (name == "privacy" and value is None)
-            _check(good, name, value, f"use combination.{kind.__name__}(...)")
+            _check(good, name, value, f"use {kind.__name__}(...)")
         rule, least = self.aggregation.rule, self.aggregation.least_answers
         _check(
             self.min_nodes >= least,
@@ -383,10 +390,3 @@ def check_run_id(run_id: object) -> str:
 
 def _absent(run: RunSettings, name: str, why: str) -> None:
     _check(not getattr(run, name), name, getattr(run, name), f"leave it out: {why}")
-
-
-def _is_json_object(value: object) -> bool:
-    try:
-        return isinstance(value, Mapping) and json.loads(json.dumps(dict(value))) == dict(value)
-    except (TypeError, ValueError):
-        return False

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import shlex
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
@@ -22,6 +21,7 @@ from airflow_mlscale.hooks.federated import FederatedHook
 from airflow_mlscale.hooks.federated_onlookers import Onlookers
 from airflow_mlscale.hooks.mlflow import MLflow
 from airflow_mlscale.hooks.outcome import translated
+from airflow_mlscale.operators import federated_arguments
 from airflow_mlscale.operators.task_state import TaskStateJournal
 from airflow_mlscale.runtime import deadlines
 from airflow_mlscale.triggers.federated import FederatedRunTrigger
@@ -188,7 +188,7 @@ class FederatedTrainingOperator(BaseOperator):
             "target": target,
             "validation_split": validation_split,
             "client_script_format": client_script_format,
-            "extra_modules": tuple(extra_modules),
+            "extra_modules": federated_arguments.names("extra_modules", extra_modules),
             "max_rounds": max_rounds,
             "min_nodes": min_nodes,
             "cohort": cohort,
@@ -208,8 +208,8 @@ class FederatedTrainingOperator(BaseOperator):
             or adaptive.advised(policy, private=privacy is not None, averaged=evaluation_data is not None),
             "privacy": privacy,
             "encrypted": encrypted,
-            "round_timeout_s": _seconds(round_timeout),
-            "start_allowance_s": _seconds(start_allowance),
+            "round_timeout_s": federated_arguments.seconds(round_timeout),
+            "start_allowance_s": federated_arguments.seconds(start_allowance),
         }
         self._runs: client.RunClient | None = None
         self._run_id: str | None = None
@@ -326,10 +326,10 @@ class FederatedTrainingOperator(BaseOperator):
             run_id=run_id,
             **{name: getattr(self, name) for name in FUNCTIONS},
             client_script=self.client_script,
-            client_script_args=_words(self.client_script_args),
+            client_script_args=federated_arguments.words(self.client_script_args),
             generated_modules=self.generated_modules,
             data_args=self.arguments(),
-            sites=None if self.sites is None else tuple(self.sites),
+            sites=federated_arguments.sites(self.sites),
             deadline_at=deadline_at,
             output_dir=self.output_dir,
             **self._settings,
@@ -361,32 +361,4 @@ class FederatedTrainingOperator(BaseOperator):
             raise errors.InvalidInputError("on_limit", self.on_limit, f"use one of {', '.join(ON_LIMIT)}")
         if self.mlflow is not None and not isinstance(self.mlflow, MLflow):
             raise errors.InvalidInputError("mlflow", self.mlflow, "use MLflow(tracking_uri=...) or MLflow(conn_id=...)")
-        if self.deadline is not None and not hasattr(self.deadline, "iter_references"):
-            deadlines.check(self.deadline)
-        named = {name: getattr(self, name) for name in FUNCTIONS}
-        named = {name: "later:later" if _rendered_later(value) else value for name, value in named.items()}
-        script = "later.py" if _rendered_later(self.client_script) else self.client_script
-        args = self.client_script_args
-        late = _rendered_later(args) or any(map(_rendered_later, args))
-        words = () if late else _words(args)
-        RunSettings(
-            **{"run_id": "check", **named, "client_script": script, "client_script_args": words, **self._settings}
-        )
-
-
-def _rendered_later(value: Any) -> bool:
-    return hasattr(value, "iter_references") or (isinstance(value, str) and "{{" in value)
-
-
-def _words(line: str | Sequence[str]) -> tuple[str, ...]:
-    """A command line as its words."""
-    if not isinstance(line, str):
-        return tuple(line)
-    try:
-        return tuple(shlex.split(line))
-    except ValueError as exc:
-        raise errors.InvalidInputError("client_script_args", line, f"is no command line: {exc}") from exc
-
-
-def _seconds(value: Any) -> Any:
-    return value.total_seconds() if isinstance(value, timedelta) else value
+        federated_arguments.check(self, self._settings)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pendulum
 import pytest
 import structlog.testing
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_mlscale import errors
@@ -65,6 +66,20 @@ def kit(provisioned, tmp_path, monkeypatch):
         ("cohort", {"cohort": 1}),
         ("over_selection", {"over_selection": 0.5}),
         ("round_timeout_s", {"round_timeout": timedelta(0)}),
+        ("sites", {"sites": "one"}),
+        ("sites", {"sites": []}),
+        ("sites", {"sites": ["a"]}),  # below min_nodes
+        ("sites", {"sites": ["a", 2]}),
+        ("extra_modules", {"extra_modules": "mod"}),
+        ("extra_modules", {"extra_modules": [json]}),
+        ("poll_s", {"poll_s": 0}),
+        ("poll_s", {"poll_s": -1}),
+        ("poll_s", {"poll_s": "x"}),
+        ("output_dir", {"output_dir": "models"}),
+        ("data_args", {"data_args": {"x": object(), "y": "{{ ds }}"}}),
+        ("data_args", {"data_args": ["x"]}),
+        ("deadline", {"deadline": "soon"}),
+        ("local_epochs", {"policy": "linear_rounds", "local_epochs": 7, "max_local_epochs": 3}),
     ],
 )
 def test_bad_arguments_are_refused_when_the_dag_is_parsed(field, changes):
@@ -89,18 +104,47 @@ def test_every_kind_of_deadline_is_taken(deadline):
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"sites": "{{ params.sites }}"},
+        {"sites": ["{{ params.site }}"]},
+        {"output_dir": "{% if params.own %}/models{% endif %}"},
+        {"data_args": "{{ params.arguments }}"},
+        {"data_args": {"x": {"deep": ["{{ ds }}"]}, "y": 3}},
+        {"deadline": "PT20M"},
+        {"policy": "fedavg", "local_epochs": 20},
+    ],
+)
+def test_what_is_rendered_later_is_taken_as_it_is(changes):
+    operator = training(**changes)
+    assert all(getattr(operator, name, value) == value for name, value in changes.items())
+
+
+def test_what_another_task_gives_is_awaited():
+    with DAG("both", schedule=None):
+        before = training(task_id="before").output
+        operator = training(sites=before["sites"], output_dir=before["dir"], data_args={"x": before["x"]})
+    assert operator.upstream_task_ids == {"before"}
+    assert operator.data_args == {"x": before["x"]}
+
+
+@pytest.mark.parametrize(
     ("field", "changes"),
     [
         ("deadline", {"deadline": datetime(2001, 1, 1, tzinfo=UTC)}),
         ("deadline", {"deadline": "next week"}),
         ("sites", {"sites": []}),
+        ("sites", {"sites": "['a', 'b']"}),
         ("output_dir", {"output_dir": "models"}),
         ("data_args", {"data_args": {"x": object()}}),
     ],
 )
 def test_what_is_only_known_at_run_time_fails_the_task_without_retries(kit, field, changes):
+    operator = training()
+    for name, value in changes.items():  # as Airflow does when it has rendered them
+        setattr(operator, name, value)
     with pytest.raises(AirflowFailException, match=f"InvalidInputError: {field}="):
-        training(**changes).execute(federated_task.context("train"))
+        operator.execute(federated_task.context("train"))
     assert list(kit.runs.iterdir()) == []  # nothing left half-done
 
 

@@ -11,6 +11,7 @@ from airflow_mlscale import cli, errors
 from airflow_mlscale.federated.adapters import local_federation
 from airflow_mlscale.federated.model import Quality, RunState, Status
 from airflow_mlscale.federated.settings import FederationSettings, RunSettings
+from airflow_mlscale.operators import federated as operators
 from tests.fakes import federated
 
 
@@ -48,6 +49,21 @@ def test_bad_settings_are_refused(field, value):
     assert field == refused.value.field
     assert value == refused.value.value or value is refused.value.value
     assert refused.value.fix
+
+
+def test_the_published_policies_never_make_more_epochs_than_they_may():
+    with pytest.raises(errors.InvalidInputError, match="local_epochs=7: must be at most max_local_epochs=3"):
+        federated.settings(policy="quadratic_network", local_epochs=7, max_local_epochs=3)
+    assert federated.settings(policy="linear_rounds", local_epochs=3, max_local_epochs=3).local_epochs == 3
+    assert federated.settings(policy="fedavg", local_epochs=20, max_local_epochs=3).local_epochs == 20
+
+
+@pytest.mark.parametrize("field", ["aggregation", "server_optimiser", "privacy"])
+def test_a_word_in_place_of_a_setting_is_answered_by_the_name_that_users_import(field):
+    with pytest.raises(errors.InvalidInputError) as refused:
+        federated.settings(**{field: "krum"})
+    name = refused.value.fix.removeprefix("use ").removesuffix("(...)")
+    assert hasattr(operators, name)
 
 
 @pytest.mark.parametrize(
