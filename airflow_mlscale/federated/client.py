@@ -313,7 +313,7 @@ class RunClient:
 def _changed(values: Mapping[str, Any], now: float) -> dict[str, float | int | None]:
     """A change by the names of `limits`, out of what a person writes."""
     for name in values:
-        checks.one_of(name, "limits", ("deadline", *limits.NAMES[1:]))
+        checks.one_of(name, "limits", limits.ASKED)
     found = dict(values)
     if "deadline" in found and (deadline := found.pop("deadline")) is not None:
         deadlines.check(deadline)

@@ -17,6 +17,8 @@ from airflow_mlscale.federated.settings import RunSettings
 
 NAMES = ("deadline_at", "max_rounds", "target", "node_seconds", "gigabytes")
 """What may be changed; None takes a deadline or a part of the budget away."""
+ASKED = ("deadline", *NAMES[1:])
+"""The same as who asks for a change calls it: a deadline may be a duration."""
 STOP_FIX = "to end the run now, use 'mlscale federated stop'"
 
 
@@ -70,7 +72,7 @@ def check(run: RunSettings, state: model.RunState | None, change: Change, *, now
         InvalidInputError: nothing is changed, the run has ended, or a value is wrong or lies behind the run already.
     """
     if not change.what:
-        raise errors.InvalidInputError("limits", None, f"name what to change: {', '.join(NAMES)}")
+        raise errors.InvalidInputError("limits", None, f"name what to change: {', '.join(ASKED)}")
     if state is not None and (state.status.ended or state.status == model.Status.EXPORTING):
         told = f"has ended ({state.status}: {state.reason}); clear its task to begin another run with other limits"
         raise errors.InvalidInputError("run_id", run.run_id, told)

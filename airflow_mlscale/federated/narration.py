@@ -57,7 +57,7 @@ def table(sites: Sequence[Site], state: model.RunState) -> list[str]:
         answered = f"{site.answered}/{site.asked}"
         lines.append(
             f"{site.name:<{width}}  {speed(site):>20}  {site.reliability:>10.0%}   {answered:>8}  "
-            f"{site.busy_s:>8.1f}  {1000 * site.gigabytes:>8.1f}"
+            f"{site.busy_s:>8.1f}  {_megabytes(site.gigabytes):>8}"
         )
     if len(known) > ROWS:
         lines.append(f"and {len(known) - ROWS} more that cost less")
@@ -92,7 +92,7 @@ def rounds_table(state: model.RunState) -> list[str]:
         lines.append(
             f"{done.number:>5}{best} {_number(done.value, '>12.4f')}  {f'{len(done.answered)}/{len(done.asked)}':>8}  "
             f"{len(done.late):>4}  {span:>6}  {done.seconds:>8.1f}  {done.node_s:>9.1f}  "
-            f"{1000 * done.gigabytes:>8.1f}  {done.segment:>7}"
+            f"{_megabytes(done.gigabytes):>8}  {done.segment:>7}"
         )
     return lines
 
@@ -145,6 +145,12 @@ def _cost(record: Record) -> str:
     told = f"cost {_number(seen['spent_node_seconds'], '.0f')} site s and {_number(seen['spent_gigabytes'], '.3g')} GB"
     more = seen.get("expected_node_seconds")
     return told if more is None else f"{told}, about {_number(more, '.0f')} site s to come"
+
+
+def _megabytes(gigabytes: float) -> str:
+    """Two significant digits at least: small models are no reason to say 0."""
+    megabytes = 1000 * gigabytes
+    return f"{megabytes:.1f}" if megabytes >= 1 or megabytes == 0 else f"{megabytes:.2g}"
 
 
 def _number(value: object, form: str) -> str:

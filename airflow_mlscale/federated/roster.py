@@ -145,6 +145,8 @@ def parse(values: object) -> Roster:
 def _site(entry: object) -> SiteEntry:
     if isinstance(entry, str):
         return SiteEntry(name=entry)
+    fix = "is no name of a site; YAML reads yes, no, on, off and numbers as values: choose another name"
+    checks.check(isinstance(entry, Mapping), "sites", entry, fix)
     found = _mapping("sites", entry)
     checks.check("name" in found, "sites.name", dict(found), "name the site")
     _known(f"sites[{found['name']}].", found, ("name", "labels", "server_address"))

@@ -110,10 +110,13 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _set(options: argparse.Namespace) -> int:
-    given = {name: getattr(options, name) for name in ("deadline", *limits.NAMES[1:])}
+    given = {name: getattr(options, name) for name in limits.ASKED}
     values: dict[str, Any] = {
         name: None if value == NONE else value for name, value in given.items() if value is not None
     }
+    if not values:
+        told = ", ".join(f"--{name.replace('_', '-')}" for name in limits.ASKED)
+        raise errors.InvalidInputError("limits", None, f"name what to change: {told}")
     run = _client(options).change(options.run_id, **values)
     held = {**limits.values(run), "deadline_at": narration.moment(run.deadline_at)}
     print(f"run {run.run_id} now has {', '.join(f'{name} {value}' for name, value in held.items())}")
@@ -171,8 +174,14 @@ def _extra(text: str) -> dict[str, Any]:
 
 
 def _whole(text: str) -> int:
-    return int(text)
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number; every run has such a limit") from None
 
 
 def _number(text: str) -> float | str:
-    return NONE if text == NONE else float(text)
+    try:
+        return NONE if text == NONE else float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number, and not {NONE!r}") from None

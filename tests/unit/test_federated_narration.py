@@ -88,6 +88,17 @@ def test_every_tenth_round_brings_a_table_of_the_sites():
     assert next(narration.told([record(tenth)], run, replace(tenth, simulated=True))).startswith("simulated round 10")
 
 
+@pytest.mark.parametrize(
+    ("gigabytes", "told"), [(0.0, "0.0"), (6.664e-6, "0.0067"), (0.00052, "0.52"), (0.002, "2.0"), (1.2345, "1234.5")]
+)
+def test_small_models_move_more_than_nothing(gigabytes, told):
+    state = played(0.5)
+    site = replace(state.sites[0], gigabytes=gigabytes)
+    state = replace(state, sites=(site,), rounds=(replace(state.rounds[0], gigabytes=gigabytes),))
+    assert narration.table(state.sites, state)[-1].split()[-1] == told
+    assert narration.rounds_table(state)[-1].split()[-2] == told
+
+
 def test_a_table_of_many_sites_is_cut():
     state = played(*VALUES, sites=500)
     lines = narration.table(state.sites, state)
@@ -210,8 +221,22 @@ def test_limits_are_set_by_hand(command, tmp_path):
     assert (held.max_rounds, held.target.value, held.deadline_at is not None) == (70, 0.85, True)
     code, _, _ = command("set", "run", "--deadline", "none", "--gigabytes", "5")
     assert (directory.settings().deadline_at, directory.settings().budget.gigabytes) == (None, 5.0)
-    assert command("set", "run") == (2, "", f"mlscale: limits=None: name what to change: {', '.join(limits.NAMES)}\n")
+    options = "--deadline, --max-rounds, --target, --node-seconds, --gigabytes"
+    assert command("set", "run") == (2, "", f"mlscale: limits=None: name what to change: {options}\n")
     assert command("set", "run", "--max-rounds", "12")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "word", "told"),
+    [
+        ("--max-rounds", "none", "argument --max-rounds: 'none' is no whole number; every run has such a limit"),
+        ("--node-seconds", "much", "argument --node-seconds: 'much' is no number, and not 'none'"),
+    ],
+)
+def test_a_wrong_option_is_told_in_words(option, word, told, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["federated", "set", "run", option, word])
+    assert told in capsys.readouterr().err
 
 
 def test_a_run_is_asked_to_end_by_hand(command, tmp_path):

@@ -69,6 +69,7 @@ LEAST = {"server": {"host": "h"}, "sites": ["a"]}
         ({"sites": [{"name": "a", "labels": {"country": False}}]}, r"labels\.country=False: put the value in quotes"),
         ({"sites": [{"name": "a", "server_address": "h:x"}]}, r"sites\[a\]\.server_address='h:x': write host or"),
         ({"admin": "ops"}, r"admin='ops': write an address"),
+        ({"sites": ["berlin", True]}, r"sites=True: is no name of a site.*YAML reads yes, no"),
         ({"encrypted": "yes"}, r"encrypted='yes': must be true or false"),
         ({"organisation": "a b"}, r"organisation='a b'"),
         ({"name": "a/b"}, r"name='a/b'"),
