@@ -1,7 +1,7 @@
 """Everything that can die of a real federation of six sites, while nothing of a run is lost or played twice.
 
-A site's job process and the server's job process die in `test_federated_runs`; sites that send nonsense are in
-`test_federated_combining` and `test_federated_scripts`.
+A site's job process and the server's job process die in `test_federated_runs`; here the server's own process dies and
+leaves its job process behind. Sites that send nonsense are in `test_federated_combining` and `test_federated_scripts`.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ def test_a_killed_task_goes_on_and_a_third_of_the_sites_comes_back(started):
     whole(run_id)
 
 
-def test_a_killed_triggerer_a_frozen_site_and_a_killed_server(started):
-    """kill -9 of the triggerer, SIGSTOP and SIGCONT of a site, kill -9 of the server's process."""
+def test_a_killed_triggerer_a_frozen_site_and_a_killed_server_whose_job_outlives_it(started):
+    """kill -9 of the triggerer, SIGSTOP and SIGCONT of a site, kill -9 of the server's process alone."""
     deferred = operator("deferred", deferrable=True)
     context = federated_task.context("deferred")
     with pytest.raises(TaskDeferred) as first:
@@ -129,7 +129,7 @@ def test_a_killed_triggerer_a_frozen_site_and_a_killed_server(started):
     seen = directory(run_id).state()
 
     _, again, fired = started("spark_trigger.py", trigger)
-    with frozen("g"):
+    with frozen(site("g")):
         without = wait_for_rounds(run_id, len(seen.rounds) + 6)
         assert "g" not in without.rounds[-1].answered
         assert "g" in without.rounds[-1].asked
@@ -137,18 +137,24 @@ def test_a_killed_triggerer_a_frozen_site_and_a_killed_server(started):
     before = directory(run_id).state()
     assert before.segment == 1  # it needs no new segment
 
-    kill(local_federation.SERVER_SERVICE)
-    assert again.wait(timeout_s=60) == 0
-    event = json.loads(fired.read_text())
-    assert (event["progress"], event["reason"]) == ("lost", "its job ended before the run did")
-    assert before.status == directory(run_id).state().status == model.Status.RUNNING  # which nobody plays
+    server, orphan = server_and_its_job()
+    its_log = Path(server.cwd()) / directory(run_id).last_segment()[1] / "log.txt"
+    with frozen([orphan]):  # until another one plays the run: the worst moment for it to go on
+        server.kill()
+        assert again.wait(timeout_s=60) == 0
+        event = json.loads(fired.read_text())
+        assert (event["progress"], event["reason"]) == ("lost", "its job ended before the run did")
+        assert before.status == directory(run_id).state().status == model.Status.RUNNING  # which nobody plays
 
-    resumed = operator("deferred", deferrable=True)
-    with pytest.raises(TaskDeferred) as second:
-        getattr(resumed, first.value.method_name)(context, event=event, **first.value.kwargs)
-    _, last, ended = started("spark_trigger.py", second.value.trigger.serialize())
-    after = wait_for(run_id, lambda state: state.rounds[-1].segment == 2, "the next segment", 90)
-    assert before.rounds == after.rounds[: len(before.rounds)]
+        resumed = operator("deferred", deferrable=True)
+        with pytest.raises(TaskDeferred) as second:
+            getattr(resumed, first.value.method_name)(context, event=event, **first.value.kwargs)
+        _, last, ended = started("spark_trigger.py", second.value.trigger.serialize())
+        after = wait_for(run_id, lambda state: state.rounds[-1].segment == 2, "the next segment", 90)
+        assert before.rounds == after.rounds[: len(before.rounds)]
+        assert _alive(orphan)
+    processes.wait_until(lambda: not _alive(orphan), what="the end of the orphan", timeout_s=60)
+    assert "segment 2 has taken this run over from segment 1" in its_log.read_text()
     assert FederatedHook().runs.end(run_id, by="the test", why="it has seen enough")
     assert last.wait(timeout_s=60) == 0
     found = operator("deferred", deferrable=True).execute_complete(
@@ -164,7 +170,7 @@ def test_a_site_that_stood_still_for_so_long_that_the_server_gave_it_up_is_back_
     _, task, _ = started("federated_process.py", arguments)
     run_id = operator("given-up")._name(federated_task.context("given-up"))
     wait_for_rounds(run_id, 3)
-    with frozen("g"):
+    with frozen(site("g")):
         admin = FederatedHook().admin
         processes.wait_until(lambda: "g" not in admin.sites(), what="the server to give g up", timeout_s=90)
     wait_for(run_id, lambda state: "g" in state.rounds[-1].answered, "the site", 150)
@@ -260,11 +266,22 @@ def kill(service: str) -> None:
         process.kill()
 
 
-class frozen:
-    """A site whose processes all stand still."""
+def site(name: str) -> list[psutil.Process]:
+    return below_shell(local_federation.SITE_SERVICE + name)
 
-    def __init__(self, site: str) -> None:
-        self.processes = below_shell(local_federation.SITE_SERVICE + site)
+
+def server_and_its_job() -> tuple[psutil.Process, psutil.Process]:
+    """NVFlare's server, and the process of its only job."""
+    (server,) = psutil.Process(processes.command_pid(processes.service(local_federation.SERVER_SERVICE).pid)).children()
+    (job,) = server.children()
+    return server, job
+
+
+class frozen:
+    """Processes that all stand still."""
+
+    def __init__(self, still: list[psutil.Process]) -> None:
+        self.processes = still
 
     def __enter__(self) -> None:
         for process in self.processes:
