@@ -48,8 +48,8 @@ def lasting(
 ) -> str | None:
     """What the sites said, if no new try helps; None if one may.
 
-    As many errors as the quorum, and nothing else, show it at once: who was silent would have said the same. Fewer show
-    it after `max_failed_rounds` such rounds, unless any site has ever trained for this run.
+    Errors of everybody who was asked show it at once. While no site has ever trained for the run, as many as the quorum
+    do too, for who was silent would have said the same, and fewer after `max_failed_rounds` such rounds.
 
     Args:
         run: settings.
@@ -61,7 +61,8 @@ def lasting(
     if not blames_code(answers):
         return None
     never_trained = not any(site.answered for site in state.sites)
-    if len(answers) < min(plan.quorum, len(plan.asked)) and not (never_trained and in_a_row >= run.max_failed_rounds):
+    enough = never_trained and (len(answers) >= plan.quorum or in_a_row >= run.max_failed_rounds)
+    if len(answers) < len(plan.asked) and not enough:
         return None
     told = "; ".join(f"{answer.site}: {answer.error}" for answer in answers)
     return f"no site could train: {told}"[:4000]
