@@ -219,6 +219,7 @@ def draw(path: Path, rows: Sequence[cases.Row]) -> None:
         axes.set(
             xscale="log", title=_title(case), xlabel="site seconds per run", ylabel="deadlines met, %", ylim=(-5, 105)
         )
+        axes.xaxis.set_minor_formatter("")
     figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(_FAMILIES))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

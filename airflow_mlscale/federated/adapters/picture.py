@@ -45,6 +45,8 @@ def draw(run: RunSettings, state: model.RunState, path: Path, *, earlier: model.
     _draw_quality(quality, run, state)
     if earlier is not None or not state.status.ended:
         _draw_forecast(quality, earlier or state)
+    if earlier is not None:
+        quality.set_xlim(0, 1.25 * len(state.rounds))  # what came is what it is compared with
     quality.legend(loc="lower right" if run.target.higher_is_better else "upper right", fontsize=8)
     _draw_cohort(cohort, state)
     figure.suptitle(f"{run.run_id}{' (simulated)' if state.simulated else ''}: {state.status}", fontsize=11)
