@@ -139,11 +139,11 @@ def command(folder) -> list[str]:
 
 @pytest.mark.parametrize(
     ("script", "name", "file"),
-    [("own.py", "custom/own.py", "own.py"), ("pack.own", "pack.own", "pack/own.py")],
+    [("own.py", "custom/own.py", "own.py"), ("bundle.own", "bundle.own", "bundle/own.py")],
 )
 def test_a_script_travels_with_the_job(tmp_path, monkeypatch, script, name, file):
     code = tmp_path / "code"
-    for path in ("own.py", "pack/__init__.py", "pack/own.py"):
+    for path in ("own.py", "bundle/__init__.py", "bundle/own.py"):
         (code / path).parent.mkdir(parents=True, exist_ok=True)
         (code / path).write_text("print()")
     monkeypatch.syspath_prepend(str(code))
