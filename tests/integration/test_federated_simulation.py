@@ -95,7 +95,7 @@ def test_a_sensor_ends_a_run_with_its_best_model_and_the_training_task_succeeds(
     runs = connected()
     operator, context = endless("train", target=Quality("accuracy", 1.0)), federated_task.context("train")
     run_id = operator._name(context)
-    sensor = FederatedAccuracySensor(task_id="enough", run_id=run_id, at_least=0.9, stop_run=True)
+    sensor = FederatedAccuracySensor(task_id="enough", run_id=run_id, at_least=0.9, in_a_row=1, stop_run=True)
     with ThreadPoolExecutor() as pool:
         training = pool.submit(operator.execute, context)
         wait_for(runs, run_id, "a good round", lambda state: (state.best_value or 0) >= 0.9)
