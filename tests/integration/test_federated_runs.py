@@ -156,6 +156,7 @@ def test_a_killed_site_blocks_nothing_and_a_killed_server_job_goes_on_at_the_las
     assert list(range(1, 21)) == [record.seen["round"] for record in journal.read(directory.metrics_path)]
 
 
+@pytest.mark.long
 def test_a_killed_job_process_of_one_site_does_not_end_the_run(federation):
     """NVFlare fails the whole job for it, although the quorum would hold."""
     context = federated_task.context("one")
@@ -239,6 +240,7 @@ async def _first_event(trigger: BaseTrigger):
     return None
 
 
+@pytest.mark.long
 def test_a_killed_task_ends_its_run(federation):
     context = federated_task.context("killed")
     operator = training("killed", target=Quality("accuracy", 1.0), on_infeasible="go_on", max_rounds=5000)

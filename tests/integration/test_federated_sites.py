@@ -162,6 +162,7 @@ def test_a_run_selects_by_label_and_talks_to_nobody_else(machines, tmp_path):
     assert card["quality"]["value"] == told["accuracy"]
 
 
+@pytest.mark.long
 def test_labels_that_no_site_has_end_the_run_with_those_that_there_are(machines):
     with pytest.raises(Exception, match=r"no connected site has these labels; there are device=gpu, region=eu, region"):
         training("nobody", sites=["region=asia"]).execute(federated_task.context("nobody"))
