@@ -27,7 +27,8 @@ def collect(api: AirflowApi, dag_id: str, run_id: str, *, took_s: float) -> dict
         ),
         "federated": {
             **_part(trained, ("target", "metric", "reached", "accuracy", "rounds", "stopped_early", "stopped_reason")),
-            "sites": max((row["answered"] for row in trained.get("rounds_table") or []), default=0),
+            "sites": len(trained.get("sites_table") or []),
+            "sites_trained": sum(site["answered"] > 0 for site in trained.get("sites_table") or []),
             "rounds_table": trained.get("rounds_table"),
         },
         "serving": {
@@ -72,7 +73,7 @@ def promises(outcome: dict[str, Any]) -> dict[str, tuple[bool, str]]:
             federated["reached"] is True,
             f"federated {federated['metric']}: {_text(federated['accuracy'], 4)},"
             f" target {_text(federated['target'], 4)},"
-            f" after {federated['rounds']} rounds on {federated['sites']} sites"
+            f" after {federated['rounds']} rounds on {federated['sites_trained']} of {federated['sites']} sites"
             + (", stopped early" if federated["stopped_early"] else ""),
         ),
         "objective": (
