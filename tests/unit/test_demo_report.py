@@ -39,6 +39,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "stopped_early": True,
         "stopped_reason": "held",
         "rounds_table": ROUNDS,
+        "sites_table": [{"site": f"site-{number}", "answered": 3 if number < 6 else 0} for number in range(7)],
     },
     "objective_holds": {"objective_ms": 50.0, "p95_ms": 12.0, "met": True},
     "replay_held_out": {"requests": 1000, "errors": 0, "p95_ms": 20.0, "accuracy": 0.9, "series": []},
@@ -72,7 +73,8 @@ def collected(results: dict[str, dict[str, Any]], state: str = "success") -> dic
 def test_a_good_run_keeps_every_promise() -> None:
     outcome = collected(RESULTS)
     assert report.kept(outcome)
-    assert outcome["federated"]["sites"] == 6
+    assert (outcome["federated"]["sites"], outcome["federated"]["sites_trained"]) == (7, 6)
+    assert "on 6 of 7 sites" in report.promises(outcome)["quality"][1]
 
 
 @pytest.mark.parametrize(
