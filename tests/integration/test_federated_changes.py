@@ -36,6 +36,7 @@ def federation(tmp_path, monkeypatch):
         local_federation.down()
 
 
+@pytest.mark.long
 def test_a_deadline_that_is_brought_forward_closes_the_open_round(federation, tmp_path, capsys):
     operator = FederatedTrainingOperator(
         task_id="train", model="federated_blobs:build", client_data="federated_marked:of_site",

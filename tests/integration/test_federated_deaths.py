@@ -116,6 +116,7 @@ def test_a_killed_task_goes_on_and_a_third_of_the_sites_comes_back(started):
     whole(run_id)
 
 
+@pytest.mark.long
 def test_a_killed_triggerer_a_frozen_site_and_a_killed_server_whose_job_outlives_it(started):
     """kill -9 of the triggerer, SIGSTOP and SIGCONT of a site, kill -9 of the server's process alone."""
     deferred = operator("deferred", deferrable=True)
@@ -179,6 +180,7 @@ def test_a_site_that_stood_still_for_so_long_that_the_server_gave_it_up_is_back_
     whole(run_id)
 
 
+@pytest.mark.long
 def test_a_site_twenty_times_slower_than_the_rest_holds_up_no_round_and_is_heard(started):
     slow = operator("slow", client_script_args="--pace-s 0.2 --slow g", max_rounds=18)
     result = slow.execute(federated_task.context("slow"))

@@ -139,6 +139,7 @@ def training(task_id: str, **arguments) -> FederatedTrainingOperator:
     )
 
 
+@pytest.mark.long
 def test_a_run_selects_by_label_and_talks_to_nobody_else(machines, tmp_path):
     operator = training("selects", sites=["device=gpu"], output_dir=str(tmp_path / "model"))
     talked_to: set[str] = set()

@@ -99,7 +99,9 @@ def driver_python(job: HeldJob) -> int:
     return child
 
 
-@pytest.mark.parametrize("driver", [driver_jvm, driver_python], ids=["jvm", "python"])
+@pytest.mark.parametrize(
+    "driver", [driver_jvm, pytest.param(driver_python, marks=pytest.mark.long)], ids=["jvm", "python"]
+)
 def test_a_killed_driver_fails_the_task_and_a_retry_has_the_time_that_is_left(
     host: Host, begin: Begin, driver: Callable[[HeldJob], int]
 ) -> None:
