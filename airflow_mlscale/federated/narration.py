@@ -110,6 +110,10 @@ def forecast(found: Any, run: RunSettings) -> str:
     return f"{chance}; {left}{limit}, between {_number(worst, '.4f')} and {_number(best, '.4f')}"
 
 
+HOPELESS_ROUNDS = 1000
+"""More than so many to go are not counted: the curve is flat there, and the figure would mean nothing."""
+
+
 def moment(at: float | None) -> str:
     """A time for people, in UTC."""
     return "none" if at is None else datetime.fromtimestamp(at, UTC).isoformat(timespec="seconds")
@@ -122,6 +126,8 @@ def _expectation(record: Record) -> str:
     rounds, seconds = seen.get("expected_rounds"), seen.get("expected_seconds")
     if rounds is None:
         return f"chance {_number(seen['chance'], '.0%')}"
+    if float(rounds) > HOPELESS_ROUNDS:
+        return f"over {HOPELESS_ROUNDS} rounds to go, chance {_number(seen['chance'], '.0%')}"
     when = f"about {_number(rounds, '.0f')} rounds"
     when += f" ({_number(seconds, '.0f')} s)" if seconds is not None else ""
     return f"{when} to go, chance {_number(seen['chance'], '.0%')}"

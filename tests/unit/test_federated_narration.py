@@ -67,6 +67,12 @@ def test_a_round_is_one_line_with_what_is_expected_and_what_it_cost():
     )
 
 
+def test_a_hopeless_number_of_rounds_is_not_counted():
+    told = record(played(*VALUES))
+    line = narration.line(replace(told, seen={**told.seen, "expected_rounds": 40756.2}), federated.settings())
+    assert ", over 1000 rounds to go, chance " in line
+
+
 def test_before_a_forecast_the_line_says_what_is_known():
     line = narration.line(record(played(0.5)), federated.settings())
     assert line == (
