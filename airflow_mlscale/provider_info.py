@@ -155,7 +155,29 @@ def get_provider_info() -> dict[str, Any]:
                 "ui-field-behaviour": {
                     "hidden-fields": ["login"],
                     "relabeling": {"password": "Token", "schema": "Scheme (http or https)"},
-                    "placeholders": {"host": "127.0.0.1", "port": "8500", "schema": "http"},
+                    "placeholders": {"host": "127.0.0.1", "port": "8501", "schema": "http"},
+                },
+                "conn-fields": {
+                    "ca_file": {
+                        "label": "CA file",
+                        "description": "https: certificates to believe, PEM; a path on workers and triggerers",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "verify": {
+                        "label": "Verify the certificate",
+                        "description": "https: false believes everybody",
+                        "schema": {"type": "boolean", "default": True},
+                    },
+                    "client_cert": {
+                        "label": "Client certificate",
+                        "description": "For a daemon that asks its clients for one, PEM",
+                        "schema": {"type": ["string", "null"]},
+                    },
+                    "client_key": {
+                        "label": "Key of the client certificate",
+                        "description": "If it is in another file, PEM",
+                        "schema": {"type": ["string", "null"]},
+                    },
                 },
             },
         ],

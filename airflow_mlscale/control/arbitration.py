@@ -56,6 +56,44 @@ def priority(claims: Sequence[Claim], pot: float) -> Grants:
     return _in_order(claims, pot, key=lambda claim: float(-claim.priority))
 
 
+def fair(claims: Sequence[Claim], pot: float) -> Grants:
+    """Minimums first, the rest by priority; among equals whoever wants least is satisfied first (max-min fairness).
+
+    Nobody who wants less than an even part is cut because a neighbour wants more.
+    """
+    grants, rest = _minimums(claims, pot)
+    for _, equals in groupby(sorted(claims, key=_importance), key=_importance):
+        peers = list(equals)
+        held = sum(grants[peer.name] for peer in peers)
+        served = _levelled(peers, grants, held + rest)
+        rest = max(0.0, held + rest - sum(served.values()))
+        grants.update(served)
+    return grants
+
+
+def _levelled(peers: Sequence[Claim], held: Mapping[str, float], pot: float) -> dict[str, float]:
+    """Up to a common level, but for those who want less, and those who hold more already."""
+    served: dict[str, float] = {}
+    rising = sorted(peers, key=lambda claim: claim.wanted)
+    while rising:
+        left, level = pot - sum(served.values()), 0.0
+        for count, peer in zip(range(len(rising), 0, -1), rising, strict=True):
+            level = left / count
+            if peer.wanted > level:
+                break
+            left -= peer.wanted
+        above = [peer for peer in rising if held[peer.name] > min(level, peer.wanted) + 1e-12]
+        if not above:
+            return served | {peer.name: min(peer.wanted, max(0.0, level)) for peer in rising}
+        served |= {peer.name: held[peer.name] for peer in above}
+        rising = [peer for peer in rising if peer.name not in served]
+    return served
+
+
+def _importance(claim: Claim) -> float:
+    return -claim.priority
+
+
 def guaranteed_first(claims: Sequence[Claim], pot: float) -> Grants:
     """Highest priority first and, among equals, the earliest deadline: the host agent's default.
 
@@ -65,7 +103,7 @@ def guaranteed_first(claims: Sequence[Claim], pot: float) -> Grants:
 
 
 POLICIES: Mapping[str, Policy] = {
-    policy.__name__: policy for policy in (proportional, earliest_deadline, priority, guaranteed_first)
+    policy.__name__: policy for policy in (proportional, earliest_deadline, priority, fair, guaranteed_first)
 }
 
 

@@ -20,16 +20,26 @@ def base_cores(
     return min(high, max(low, arrivals_per_s * cpu_s_per_request / utilisation))
 
 
-def trim(last: float, *, measured_s: float | None, objective_s: float, rate: float, low: float, high: float) -> float:
+def trim(
+    last: float,
+    *,
+    measured_s: float | None,
+    objective_s: float,
+    rate: float,
+    low: float,
+    high: float,
+    comfortable: float = 0.5,
+) -> float:
     """Slow multiplicative correction of the base from the measured percentile.
 
     The factor grows by up to ``rate`` a step while the percentile is above the objective and shrinks
-    by up to the same while it is below half of it; between the two, and without a measurement, it holds.
+    by up to the same while it is below the ``comfortable`` part of it; between the two, and without a
+    measurement, it holds.
     The result lies between ``low`` and ``high`` in every case.
     """
     factor = 1.0
     if measured_s is not None and measured_s > objective_s:
         factor = 1 + rate * min(1.0, measured_s / objective_s - 1)
-    elif measured_s is not None and measured_s < 0.5 * objective_s:
-        factor = 1 - rate * (1 - 2 * measured_s / objective_s)
+    elif measured_s is not None and measured_s < comfortable * objective_s:
+        factor = 1 - rate * (1 - measured_s / (comfortable * objective_s))
     return min(high, max(low, last * factor))

@@ -17,7 +17,7 @@ def add_commands(commands: Any) -> None:
     up.add_argument("--worker-cores", type=int, default=2, help="cores of the Spark worker")
     up.add_argument("--worker-memory", default="3g", help="memory of the Spark worker")
     up.add_argument("--spark-port", type=int, default=7077, help="port of the Spark master (default %(default)s)")
-    up.add_argument("--roma-port", type=int, default=8500, help="port of the serving daemon")
+    up.add_argument("--roma-port", type=int, default=8501, help="port of the serving daemon")
     up.add_argument("--airflow-port", type=int, help="start a standalone Airflow on this port too")
     up.add_argument("--dags-folder", type=Path, help="DAGs of that Airflow")
     up.set_defaults(run=_up)

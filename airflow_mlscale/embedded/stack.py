@@ -30,7 +30,7 @@ class StackSettings:
     """Memory that the Spark worker offers."""
     spark_port: int = 7077
     """Port of the Spark master on loopback."""
-    roma_port: int = 8500
+    roma_port: int = 8501
     """Port of the serving daemon on loopback."""
     airflow_port: int | None = None
     """Port of a standalone Airflow on loopback; None starts none."""

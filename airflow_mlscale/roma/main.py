@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import json
 import os
 import sys
@@ -15,36 +14,52 @@ from pathlib import Path
 from typing import Any, get_args
 
 from airflow_mlscale import errors
-from airflow_mlscale.roma import settings
+from airflow_mlscale.roma import model_commands, reach, settings, token_commands, top, upgrade_command
 from airflow_mlscale.runtime import journal, processes
 
-SERVICE = "roma"
+SERVICE = reach.SERVICE
 
-_NOT_A_LINE = "it holds no token; write one line of printable ASCII into it"
+_OWN_LOG = Path("-")
 
 _PASSED_ON = (
     "host",
     "port",
+    "grpc_port",
     "state",
     "token_file",
+    "tokens_file",
+    "tls_cert",
+    "tls_key",
+    "tls_client_ca",
+    "rate",
     "model_root",
+    "max_artefact_gb",
     "journal",
     "mode",
+    "law",
+    "dispatch",
     "utilisation",
     "period",
     "cpu",
+    "gpus",
+    "gpu_percentage",
     "max_body_mb",
     "max_queue",
     "give_up_factor",
+    "execution_timeout",
+    "access_log",
 )
 
 
 def add_commands(commands: Any) -> None:
-    """Add ``roma serve|up|down|status``."""
+    """Add ``roma serve|up|down|status``, and the commands of models and tokens."""
     parser = commands.add_parser("roma", help="serve models under latency objectives")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     serve = actions.add_parser("serve", help="run the daemon in the foreground")
     _add_options(serve)
+    serve.add_argument(
+        upgrade_command.FLAG, action="store_true", help="from the daemon that runs on the same --state, without a gap"
+    )
     serve.set_defaults(run=_serve)
     up = actions.add_parser("up", help="start the daemon as a service and wait until it answers")
     _add_options(up)
@@ -52,26 +67,82 @@ def add_commands(commands: Any) -> None:
     down = actions.add_parser("down", help="stop the service")
     down.set_defaults(run=_down)
     status = actions.add_parser("status", help="print the service's models as JSON")
-    status.add_argument("--token-file", type=Path, help="file that holds the token, if one is set")
+    reach.add_options(status)
     status.set_defaults(run=_status)
+    upgrade_command.add_command(actions)
+    model_commands.add_commands(actions)
+    token_commands.add_commands(actions)
+    top.add_commands(actions)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     gateway, queue, control = settings.GatewaySettings(), settings.QueueSettings(), settings.ControlSettings()
     parser.add_argument("--host", default=gateway.host, help="address to bind (default %(default)s)")
     parser.add_argument("--port", type=int, default=gateway.port, help="port (default %(default)s)")
+    parser.add_argument("--grpc-port", type=int, help="port of gRPC (default: one less than --port)")
+    parser.add_argument("--no-grpc", action="store_true", help="serve HTTP alone")
     parser.add_argument("--state", type=Path, help="directory for the desired state (default $MLSCALE_HOME/roma)")
-    parser.add_argument("--token-file", type=Path, help="file that holds the bearer token; required beyond loopback")
+    _add_security(parser)
     parser.add_argument("--model-root", type=Path, help="refuse artefacts outside this directory")
     parser.add_argument("--journal", type=Path, help="append every decision to this file as a JSON line")
     parser.add_argument("--mode", choices=get_args(settings.Mode), default=control.mode, help="default %(default)s")
+    parser.add_argument("--law", choices=get_args(settings.LawName), default=control.law, help="default %(default)s")
+    parser.add_argument(
+        "--dispatch", choices=get_args(settings.DispatchName), default=control.dispatch, help="default %(default)s"
+    )
     parser.add_argument("--utilisation", type=float, default=control.utilisation, help="default %(default)s")
     parser.add_argument("--period", type=float, default=control.period_s, help="seconds between decisions")
     parser.add_argument("--cpu", default="auto", help="CPU-share adapter (default %(default)s)")
+    _add_gpus(parser)
     parser.add_argument("--max-body-mb", type=float, default=gateway.max_body_bytes / 2**20, help="default %(default)g")
+    parser.add_argument(
+        "--artefact-url",
+        metavar="PREFIX",
+        action="append",
+        default=[],
+        help="beginning of URLs that may be deployed; may be given again (default: any, with --model-root none)",
+    )
+    most_gb = settings.ArtefactSettings().max_bytes / 2**30
+    parser.add_argument("--max-artefact-gb", type=float, default=most_gb, help="of a download, default %(default)g")
     parser.add_argument("--max-queue", type=int, default=queue.max_requests, help="requests waiting for each model")
     parser.add_argument("--give-up-factor", type=float, default=queue.give_up_factor, help="default %(default)g")
-    parser.add_argument("--access-log", action="store_true", help="log every request as a JSON line")
+    hangs_s = settings.WorkerSettings().execution_timeout_s
+    parser.add_argument(
+        "--execution-timeout",
+        type=float,
+        default=hangs_s,
+        help="seconds after which a worker counts as hung, default %(default)g",
+    )
+    parser.add_argument(
+        "--access-log",
+        nargs="?",
+        type=Path,
+        const=_OWN_LOG,
+        metavar="FILE",
+        help="log every request as a JSON line, to the file or the daemon's own log",
+    )
+
+
+def _add_gpus(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--gpus",
+        default="none",
+        metavar="none|auto|UUID,…",
+        help="GPUs or MIG instances that models may run on (default %(default)s)",
+    )
+    parser.add_argument("--emulate-gpus", action="store_true", help="compute on the CPU what belongs on the GPUs")
+    share = settings.GpuSettings().percentage
+    parser.add_argument("--gpu-percentage", type=int, default=share, help="of each GPU's cores, where MPS runs")
+
+
+def _add_security(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tokens-file", type=Path, help="tokens with scopes, as `mlscale roma token` makes them")
+    parser.add_argument("--token-file", type=Path, help="file that holds one token of every scope")
+    parser.add_argument("--tls-cert", type=Path, help="certificate chain, PEM; required beyond loopback, with a token")
+    parser.add_argument("--tls-key", type=Path, help="its private key, PEM")
+    parser.add_argument("--tls-client-ca", type=Path, help="serve only clients with a certificate of these, PEM")
+    parser.add_argument("--plaintext", action="store_true", help="no TLS beyond loopback: a proxy before it encrypts")
+    parser.add_argument("--rate", type=float, help="requests a second of each token or address (default: no limit)")
 
 
 def _serve(options: argparse.Namespace) -> int:
@@ -79,42 +150,40 @@ def _serve(options: argparse.Namespace) -> int:
     from airflow_mlscale.roma import daemon
 
     config = _config(options)
-    _check_writable(config)
-    daemon.serve(config, detect.detect(options.cpu))
+    _check_files(config)
+    daemon.serve(config, detect.detect(options.cpu), take_over=options.take_over)
     return 0
 
 
 def _up(options: argparse.Namespace) -> int:
-    import httpx
-
     from airflow_mlscale.roma import daemon
+    from airflow_mlscale.roma.adapters import grpc_server
 
     config = _config(options)
-    address = f"http://{_reachable(config.gateway.host)}:{options.port}"
+    secured = config.gateway.tls
+    address = reach.local_address("https" if secured else "http", config.gateway.host, options.port)
     if found := processes.service(SERVICE):
-        if found.command != _command(options):
+        if [one for one in found.command if one != upgrade_command.FLAG] != _command(options):
             fix = "it runs with other options; end it first with `mlscale roma down`"
             raise errors.InvalidInputError("roma", found.details["address"], fix)
         print(f"ROMA already serves on {found.details['address']}")
         return 0
-    _check_writable(config)
+    _check_files(config)
     # Another server on this port would answer the question below and look like ours.
     with daemon.listening(config.gateway):
         pass
+    if config.gateway.grpc_port:
+        grpc_server.free(config.gateway.host, config.gateway.grpc_port)
     log_path = processes.home() / "logs" / "roma.log"
     command = _command(options)
     service = processes.detach(
-        SERVICE, command, details={"address": address}, log_path=log_path, grace_s=config.gateway.drain_s + 5
+        SERVICE, command, details=_details(config, address), log_path=log_path, grace_s=config.gateway.drain_s + 5
     )
 
-    def ready() -> bool:
-        try:
-            return httpx.get(f"{address}/v2/health/live", timeout=1, trust_env=False).status_code == 200
-        except httpx.HTTPError:
-            return False
-
     try:
-        processes.wait_until(ready, what="ROMA", timeout_s=60, alive=service.alive, log_path=log_path)
+        processes.wait_until(
+            lambda: reach.answers(address, secured), what="ROMA", timeout_s=60, alive=service.alive, log_path=log_path
+        )
     except BaseException:  # an interrupt too leaves nothing half-done
         processes.end_service(SERVICE)
         raise
@@ -128,15 +197,27 @@ def _down(_: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from airflow_mlscale.roma.adapters import client
-
-    found = processes.service(SERVICE)
-    if found is None:
+    roma = reach.connected(options)
+    if roma is None:
         print("ROMA is not running")
         return 3
-    with client.RomaClient(found.details["address"], token=_token(options.token_file)) as roma:
-        print(json.dumps({"address": found.details["address"], "models": roma.models()}, indent=1))
+    with roma:
+        print(json.dumps({"address": roma.address, "models": roma.models()}, indent=1))
     return 0
+
+
+def _details(config: settings.Settings, address: str) -> dict[str, str]:
+    """What is kept of a service for those who will ask it."""
+    if config.gateway.tls is None:
+        return {"address": address}
+    return {"address": address, "certificate": str(config.gateway.tls.certificate.resolve())}
+
+
+def _artefact(options: argparse.Namespace) -> settings.ArtefactSettings:
+    if not 0 < options.max_artefact_gb < inf:
+        raise errors.InvalidInputError("max_artefact_gb", options.max_artefact_gb, "give a size above 0")
+    size = int(options.max_artefact_gb * 2**30)
+    return settings.ArtefactSettings(urls=tuple(options.artefact_url), max_bytes=size)
 
 
 def _config(options: argparse.Namespace) -> settings.Settings:
@@ -154,37 +235,94 @@ def _config(options: argparse.Namespace) -> settings.Settings:
         gateway=settings.GatewaySettings(
             host=options.host,
             port=options.port,
-            token=_token(options.token_file),
+            grpc_port=_grpc_port(options),
+            token=reach.token(options.token_file),
+            tokens_path=options.tokens_file,
+            tls=_tls(options),
+            plaintext=options.plaintext,
+            rate_per_s=options.rate,
             max_body_bytes=int(max_body_bytes),
-            access_log=options.access_log,
+            buffered_bytes=max(settings.GatewaySettings().buffered_bytes, 4 * int(max_body_bytes)),
+            access_log=options.access_log is not None,
+            access_log_path=None if options.access_log in (None, _OWN_LOG) else options.access_log.resolve(),
         ),
-        queue=settings.QueueSettings(max_requests=options.max_queue, give_up_factor=options.give_up_factor),
-        control=settings.ControlSettings(mode=options.mode, utilisation=options.utilisation, period_s=options.period),
+        artefact=_artefact(options),
+        queue=settings.QueueSettings(
+            max_requests=options.max_queue,
+            max_bytes=max(settings.QueueSettings().max_bytes, int(max_body_bytes)),
+            give_up_factor=options.give_up_factor,
+        ),
+        control=settings.ControlSettings(
+            mode=options.mode,
+            law=options.law,
+            dispatch=options.dispatch,
+            utilisation=options.utilisation,
+            period_s=options.period,
+        ),
+        worker=settings.WorkerSettings(execution_timeout_s=options.execution_timeout),
+        gpu=_gpu(options),
     )
 
 
-def _token(path: Path | None) -> str | None:
-    if path is None:
+def _gpu(options: argparse.Namespace) -> settings.GpuSettings:
+    named = options.gpus not in ("none", "auto")
+    uuids = tuple(one.strip() for one in options.gpus.split(",")) if named else ()
+    if not all(uuid.startswith(("GPU-", "MIG-")) for uuid in uuids):
+        fix = "give none, auto, or UUIDs as `nvidia-smi -L` has them, with commas"
+        raise errors.InvalidInputError("gpus", options.gpus, fix)
+    return settings.GpuSettings(
+        use=options.gpus != "none" or options.emulate_gpus,
+        uuids=uuids,
+        emulated=options.emulate_gpus,
+        percentage=options.gpu_percentage,
+    )
+
+
+def _grpc_port(options: argparse.Namespace) -> int | None:
+    """Beside the HTTP port unless it was given; any free one beside any free one."""
+    if options.no_grpc:
         return None
-    try:
-        token = path.read_text(encoding="utf-8").strip()
-    except OSError as exc:
-        raise errors.InvalidInputError("token_file", str(path), f"it cannot be read: {exc.strerror}") from exc
-    except UnicodeDecodeError:  # its message, or the chain of errors, would show what the file holds
-        raise errors.InvalidInputError("token_file", str(path), _NOT_A_LINE) from None
-    if not token:
-        raise errors.InvalidInputError("token_file", str(path), "it is empty; write a long random token into it")
-    if not (token.isascii() and token.isprintable()):  # no HTTP header can carry it
-        raise errors.InvalidInputError("token_file", str(path), _NOT_A_LINE)
-    return token
+    if options.grpc_port is not None:
+        return int(options.grpc_port)
+    return max(0, int(options.port) - 1)
 
 
-def _check_writable(config: settings.Settings) -> None:
-    """Open what the daemon will write to, as it will, so that a bad path is told before anything starts.
+def _tls(options: argparse.Namespace) -> settings.TlsSettings | None:
+    files = {"tls_cert": options.tls_cert, "tls_key": options.tls_key}
+    if not any(files.values()):
+        if options.tls_client_ca:
+            fix = "clients can only prove who they are over TLS: give --tls-cert and --tls-key too"
+            raise errors.InvalidInputError("tls_client_ca", str(options.tls_client_ca), fix)
+        return None
+    for field, path in files.items():
+        if path is None:
+            raise errors.InvalidInputError(field, None, "a certificate and its key go together: give both")
+    return settings.TlsSettings(certificate=options.tls_cert, key=options.tls_key, client_ca=options.tls_client_ca)
+
+
+def _check_files(config: settings.Settings) -> None:
+    """Open what the daemon will read and write, as it will, so that a bad path is told before anything starts.
 
     Raises:
-        InvalidInputError: the state directory or the journal cannot be had.
+        InvalidInputError: a file of tokens or certificates is none, a GPU is not there, or the state directory, the
+            journal or the access log cannot be had.
     """
+    from airflow_mlscale.roma import residents
+    from airflow_mlscale.roma.adapters import nvml, tls, tokens
+
+    if config.gateway.tokens_path:
+        tokens.load(config.gateway.tokens_path)
+    if config.gateway.tls:
+        tls.Certificates(config.gateway.tls)
+    if config.gpu.use:
+        library = nvml.Nvml()
+        try:
+            residents.chosen(library.found(), config.gpu)
+        finally:
+            library.close()
+    with _writable("access-log", config.gateway.access_log_path):
+        if config.gateway.access_log_path:
+            config.gateway.access_log_path.open("a").close()
     with _writable("journal", config.journal_path):
         journal.Journal(config.journal_path).close()
     with _writable("state", config.state_dir):
@@ -203,17 +341,6 @@ def _writable(field: str, path: Path | None) -> Iterator[None]:
         raise errors.InvalidInputError(field, str(path), f"another kind of file; give another --{field}") from exc
 
 
-def _reachable(host: str) -> str:
-    """An address of this machine for one to bind."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:  # a name
-        return host
-    if address.is_unspecified:
-        return "127.0.0.1" if address.version == 4 else "[::1]"
-    return f"[{host}]" if address.version == 6 else host
-
-
 def _command(options: argparse.Namespace) -> list[str]:
     return [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", *_arguments(options)]
 
@@ -224,6 +351,9 @@ def _arguments(options: argparse.Namespace) -> list[str]:
     for name in _PASSED_ON:
         value = getattr(options, name)
         if value is not None:
-            shown = value.resolve() if isinstance(value, Path) else value
+            shown = value.resolve() if isinstance(value, Path) and value != _OWN_LOG else value
             arguments += [f"--{name.replace('_', '-')}", str(shown)]
-    return [*arguments, "--access-log"] if options.access_log else arguments
+    for prefix in options.artefact_url:
+        arguments += ["--artefact-url", prefix]
+    flags = ("no_grpc", "plaintext", "emulate_gpus")
+    return [*arguments, *(f"--{name.replace('_', '-')}" for name in flags if getattr(options, name))]

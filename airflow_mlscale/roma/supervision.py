@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from airflow_mlscale import errors
 from airflow_mlscale.roma import cores, model, ports, settings
 
 log = logging.getLogger(__name__)
@@ -33,17 +34,30 @@ class Supervisor:
         self.state = model.State.LOADING
         self.reason = ""
         self.restarts = 0
+        """Times a worker ended, or had to be ended at once, and was to be followed by another."""
         self.load_s = 0.0
         self.worker: ports.WorkerPort | None = None
+        self.outgoing: ports.WorkerPort | None = None
+        """A worker that another has replaced while it lived: it finishes what it has under way, then it is ended."""
+        self.renewals = 0
+        """Times a worker was replaced while it lived."""
         self._launcher = launcher
         self._groups = groups
         self._timing = timing
         self._on_up = on_up
         self._on_down = on_down
+        self.deaths = 0
+        """In a row: of workers that did not live long enough to count as settled."""
         self._backoff_s = timing.backoff_first_s
         self._back_at = 0.0
         self._task: asyncio.Task[None] | None = None
+        self._renewal: asyncio.Task[None] | None = None
+        self._renew_at = 0.0
+        self._up_at = 0.0
+        self._killed_for = ""
+        self._killing: set[asyncio.Task[None]] = set()
         self._ended = False
+        self._runtime: Mapping[str, Any] | None = None
 
     @property
     def pid(self) -> int | None:
@@ -71,12 +85,46 @@ class Supervisor:
                     raise
                 log.warning("%s: worker died while loading (%s); trying again", self.order.name, exc)
 
+    def renew(self, why: str) -> bool:
+        """Replace the worker by a fresh one once that is warm; until then it serves on.
+
+        A worker that has to be replaced before it is settled counts as a death, so that a model which outgrows every
+        worker ends in the crash loop.
+
+        Returns:
+            Whether anything was begun: nothing is while a fresh one is under way, or soon after one failed.
+        """
+        if not self.worker or self._renewal or time.monotonic() < self._renew_at:
+            return False
+        if time.monotonic() - self._up_at > self._timing.settled_after_s:
+            self._backoff_s, self.deaths = self._timing.backoff_first_s, 0
+        if self.deaths + 1 >= self._timing.crash_loop_after:
+            return self.kill(why)
+        self.deaths += 1
+        self.renewals += 1
+        self.reason = f"a fresh worker is started: {why}"
+        log.warning("%s: worker %d is replaced by a fresh one: %s", self.order.name, self.worker.pid, why)
+        self._renewal = asyncio.create_task(self._renew(self.worker, why), name=f"renew {self.order.name}")
+        return True
+
+    def kill(self, why: str) -> bool:
+        """End the worker at once, and start another as after a death; False if it is being ended already."""
+        if not self.worker or self._killed_for:
+            return False
+        self._killed_for = why
+        log.error("%s: worker %d is ended: %s", self.order.name, self.worker.pid, why)
+        task = asyncio.create_task(self.worker.end(), name=f"kill {self.order.name}")
+        self._killing.add(task)
+        task.add_done_callback(self._killing.discard)
+        return True
+
     async def end(self) -> None:
         """End the worker and close its group."""
         self._ended = True
-        if self._task:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        for task in (self._task, self._renewal):
+            if task:
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
         if self.worker:
             await self.worker.end()
         await self._groups.close(self.group)
@@ -84,7 +132,8 @@ class Supervisor:
     async def _bring_up(self) -> None:
         clock = time.monotonic
         started = clock()
-        self.state = model.State.LOADING if self.restarts == 0 else model.State.RESTARTING
+        if not self._up_at:
+            self.state = model.State.LOADING
         entry_files: tuple[Path, ...] = await self._groups.open(self.group)
         worker = await self._launcher.launch(f"{self.order.name}-{self.order.version}", entry_files)
         try:
@@ -98,29 +147,70 @@ class Supervisor:
             await worker.end()
             raise
         self.worker = worker
-        self.load_s = clock() - started
+        self._killed_for = ""
+        loaded = self._settled_on(loaded)
+        self._up_at = clock()
+        self.load_s = self._up_at - started
         self.state, self.reason = model.State.READY, loaded.note
-        worker.lost.add_done_callback(lambda lost: self._lost(worker, lost.result(), clock() - started))
+        worker.lost.add_done_callback(lambda lost: self._lost(worker, lost.result(), clock() - self._up_at))
         self._on_up(worker, loaded)
 
+    def _settled_on(self, loaded: ports.Loaded) -> ports.Loaded:
+        """A version keeps the runtime that its first worker chose, and what was measured then."""
+        if self._runtime is None and loaded.runtime:
+            self._runtime = loaded.runtime
+            self.order = replace(self.order, runtime=replace(self.order.runtime, name=loaded.runtime["name"]))
+        return replace(loaded, runtime=self._runtime or {})
+
     def _progress(self, state: model.State) -> None:
-        if self.restarts == 0:
+        if not self._up_at:
             self.state = state
 
+    async def _renew(self, old: ports.WorkerPort, why: str) -> None:
+        try:
+            await self._bring_up()
+        except Exception as exc:  # whatever the system refuses now, it may give later
+            self._renew_at = time.monotonic() + self._backoff_s
+            self._backoff_s = min(self._timing.backoff_max_s, 2 * self._backoff_s)
+            log.warning("%s: no fresh worker: %s", self.order.name, exc)
+            if self.worker is None:  # the old one did not live to see it
+                self._task = asyncio.create_task(self._restart(old), name=f"restart {self.order.name}")
+        else:
+            told = f"the worker was renewed: {why}"
+            self.reason = f"{self.reason}; {told}" if self.reason else told
+            await self._retire(old)
+        finally:
+            self._renewal = None
+
+    async def _retire(self, old: ports.WorkerPort) -> None:
+        self.outgoing = old
+        try:
+            await old.rest(self._timing.drain_s)
+        finally:
+            self.outgoing = None
+            await old.end()
+
     def _lost(self, worker: ports.WorkerPort, why: str, lived_s: float) -> None:
-        if self._ended:
+        if self._ended or worker is not self.worker:
             return
+        why, self._killed_for = self._killed_for or why, ""
         if lived_s > self._timing.settled_after_s:
-            self._backoff_s = self._timing.backoff_first_s
+            self._backoff_s, self.deaths = self._timing.backoff_first_s, 0
         self.worker = None
+        self.deaths += 1
         self.restarts += 1
         self._wait_for_next(why)
         log.warning("%s: worker ended (%s); starting another in %.1f s", self.order.name, why, self._backoff_s)
         self._on_down()
-        self._task = asyncio.create_task(self._restart(worker), name=f"restart {self.order.name}")
+        if self._renewal is None or self.outgoing:  # else a fresh one is under way
+            self._task = asyncio.create_task(self._restart(worker), name=f"restart {self.order.name}")
 
     def _wait_for_next(self, why: str) -> None:
-        self.state, self.reason = model.State.RESTARTING, f"the worker ended: {why}"
+        looping = self.deaths >= self._timing.crash_loop_after
+        self.state = model.State.CRASH_LOOP if looping else model.State.RESTARTING
+        self.reason = (
+            f"the worker ended {self.deaths} times in a row, at last: {why}" if looping else f"the worker ended: {why}"
+        )
         self._back_at = time.monotonic() + self._backoff_s + self.load_s
 
     async def _restart(self, dead: ports.WorkerPort) -> None:
@@ -130,7 +220,8 @@ class Supervisor:
             self._backoff_s = min(self._timing.backoff_max_s, 2 * self._backoff_s)
             try:
                 return await self._bring_up()
-            except errors.MlscaleError as exc:
+            except Exception as exc:  # whatever the system refuses now, it may give later
+                self.deaths += 1
                 self._wait_for_next(str(exc))
                 log.warning("%s: no new worker: %s; next try in %.1f s", self.order.name, exc, self._backoff_s)
                 self._on_down()

@@ -41,10 +41,10 @@ def pending_version(status: Status) -> str:
 
 
 def deployed(status: Status, version: str) -> Look:
-    """Whether a version serves.
+    """Whether a version serves, or is tried as a canary if that was asked for.
 
     Raises:
-        RunFailedError: it failed to load, or another deployment took its place.
+        RunFailedError: it failed to load or was rolled back, or another deployment took its place.
     """
     name, serves = status["name"], status["version"]
     failure = status["failure"]
@@ -53,6 +53,8 @@ def deployed(status: Status, version: str) -> Look:
         raise errors.RunFailedError(f"version {version} of model {name!r} failed: {failure['reason']}{kept}")
     candidate = status["candidate"]
     if candidate and candidate["version"] == version:
+        if (trial := status.get("canary")) and trial["state"] != "starting":
+            return _tried(status, trial)
         return Look(done=False, told=f"version {version} of {name} is {candidate['state']}", summary=summary(status))
     if serves != version:
         raise errors.RunFailedError(
@@ -66,6 +68,27 @@ def deployed(status: Status, version: str) -> Look:
         told=f"version {version} of {name} is ready and warm (loaded in {load_s:.1f} s)",
         summary={**summary(status), "load_s": load_s},
     )
+
+
+def _tried(status: Status, trial: Mapping[str, Any]) -> Look:
+    target = status["objective"]
+    measured = {
+        "version": trial["version"],
+        "stable_version": status["version"],
+        "canary_fraction": trial["fraction"],
+        "canary": trial["state"],
+        "requests": trial["requests"],
+        "errors": trial["errors"],
+        f"p{target['percentile']:g}_ms": trial["percentile_ms"],
+        **_judged(status, trial["version"]),
+    }
+    told = (
+        f"version {trial['version']} of {status['name']} takes {100 * trial['fraction']:g} % of the requests beside "
+        f"version {status['version']}: {trial['state']}, {trial['reason']}"
+    )
+    of_the_stable_one = _judged(status, status["version"])
+    shared = {key: value for key, value in summary(status).items() if key not in (*of_the_stable_one, "checksum")}
+    return Look(done=True, told=told, summary={**shared, "checksum": status["candidate"].get("checksum"), **measured})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,8 +127,9 @@ def objective(
         now: seconds on any clock.
 
     Raises:
-        RunFailedError: the model failed or was unloaded, so waiting cannot help.
+        RunFailedError: the model failed or was unloaded, or the version was left: waiting cannot help.
     """
+    status = _seen_by(status, condition.version)
     state = status["state"]
     if state in (model.State.FAILED, model.State.UNLOADED):
         raise errors.RunFailedError(f"model {status['name']!r} is {state}: {status['reason']}; deploy it again")
@@ -123,6 +147,17 @@ def objective(
     return Look(done=done, told=told, summary={**measured, "met": done}), since
 
 
+def _seen_by(status: Status, version: str | None) -> Status:
+    """The status as one who waits for a version sees it: of a canary, its own measurements."""
+    failure, trial, candidate = status["failure"], status.get("canary"), status["candidate"]
+    if failure and version is not None and failure["version"] == version != status["version"]:
+        raise errors.RunFailedError(f"version {version} of model {status['name']!r} was left: {failure['reason']}")
+    if not trial or not candidate or trial["state"] == "starting" or trial["version"] != version:
+        return status
+    measured = {key: trial[key] for key in ("version", "requests", "errors", "percentile_ms")}
+    return {**status, **measured, **{key: candidate[key] for key in ("state", "reason", "checksum")}}
+
+
 def summary(status: Status) -> dict[str, Any]:
     """What goes to XCom; the percentile's key carries its rank, such as ``p95_ms``."""
     target = status["objective"]
@@ -130,6 +165,7 @@ def summary(status: Status) -> dict[str, Any]:
         "model": status["name"],
         "version": status["version"],
         "state": status["state"],
+        "checksum": status.get("checksum"),
         "objective_ms": target["milliseconds"],
         "percentile": target["percentile"],
         f"p{target['percentile']:g}_ms": status["percentile_ms"],
@@ -137,7 +173,14 @@ def summary(status: Status) -> dict[str, Any]:
         "errors": status["errors"],
         "verdict": status["verdict"],
         "cores": status.get("cores", {}).get("guaranteed"),
+        **_judged(status, status["version"]),
     }
+
+
+def _judged(status: Status, version: str) -> dict[str, Any]:
+    """What feedback says of a version, as far as there is any."""
+    quality = status.get("quality", {}).get(version, {})
+    return {name: quality[name] for name in ("accuracy", "mae") if quality.get(name) is not None}
 
 
 def _shortfall(status: Status, condition: ObjectiveCondition) -> str:

@@ -39,6 +39,12 @@ class Record:
     """Whether this step changed something; logs show only those."""
 
 
+RECORD_BYTES = 1024
+"""More than a record takes in a file, on average."""
+LEAST_BYTES = 2**20
+"""Of an earlier journal are read at least."""
+
+
 @dataclass
 class Journal:
     """Keeps the latest records in memory, appends all of them to a file if one is given, tells listeners.
@@ -62,7 +68,7 @@ class Journal:
             self._open(self.path)
 
     def _open(self, path: Path) -> None:
-        self._records.extend(read(path))
+        self._records.extend(read(path, last_bytes=max(LEAST_BYTES, self.keep * RECORD_BYTES)))
         path.parent.mkdir(parents=True, exist_ok=True)
         whole = _ends_whole(path)
         self._file = path.open("a", encoding="utf-8", buffering=1)
@@ -110,12 +116,23 @@ class Journal:
             self._drop_file()
 
 
-def read(path: Path) -> list[Record]:
-    """Records of a journal file; a last line cut short by a crash is dropped, a missing file is empty."""
+def read(path: Path, *, last_bytes: int | None = None) -> list[Record]:
+    """Records of a journal file; a last line cut short by a crash is dropped, a missing file is empty.
+
+    Args:
+        path: the file.
+        last_bytes: read no more than these, of a file that may have grown for months; None for all of it.
+    """
     if not path.exists():
         return []
+    with path.open("rb") as file:
+        skipped = 0 if last_bytes is None else max(0, path.stat().st_size - last_bytes)
+        file.seek(skipped)
+        content = file.read()
+    if skipped:  # the first line is probably cut
+        content = content.partition(b"\n")[2]
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in content.decode("utf-8").splitlines():
         try:
             records.append(Record(**json.loads(line)))
         except (json.JSONDecodeError, TypeError):

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
@@ -153,12 +153,26 @@ def detach(
         log=str(log_path) if log_path else None,
         details=dict(details),
     )
-    path = _record_path(name)
+    _write(record)
+    return record
+
+
+def rename_service(name: str, new: str) -> Service | None:
+    """Record a service that is alive under another name, in the place of whatever had it; None if it is not alive."""
+    found = service(name)
+    if found:
+        found = replace(found, name=new)
+        _write(found)
+    _record_path(name).unlink(missing_ok=True)
+    return found
+
+
+def _write(record: Service) -> None:
+    path = _record_path(record.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(asdict(record), indent=1))
     partial.replace(path)
-    return record
 
 
 def service(name: str) -> Service | None:

@@ -249,10 +249,10 @@ def markdown(found: Results) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def between_marks(page: str, text: str) -> str:
+def between_marks(page: str, text: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """The page with what stands between its marks replaced; a page without marks stays as it is."""
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(marks[0])
+    _, end, after = rest.partition(marks[1])
     return f"{before}{begin}\n\n{text}\n{end}{after}" if begin and end else page
 
 

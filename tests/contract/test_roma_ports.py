@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import sqlite3
 import sys
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -37,7 +38,14 @@ def state(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[ports.Stat
 
 def test_state_gives_back_what_was_saved(state: ports.StatePort) -> None:
     full = model.Desired(
-        name="b", active=SPEC, candidate=replace(SPEC, version="2"), loaded=False, failure="why", failed_version="2"
+        name="b",
+        active=SPEC,
+        candidate=replace(SPEC, version="2"),
+        canary=model.Canary(fraction=0.3, split="random", automatic=False),
+        previous=replace(SPEC, version="0"),
+        loaded=False,
+        failure="why",
+        failed_version="2",
     )
     empty = model.Desired(name="a")
     state.save(full)
@@ -54,12 +62,41 @@ def test_state_replaces_and_forgets(state: ports.StatePort) -> None:
     assert state.load() == []
 
 
+def test_sqlite_state_reads_files_from_before_there_were_canaries(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    with sqlite3.connect(path) as database:
+        columns = (
+            "name TEXT PRIMARY KEY, active TEXT, candidate TEXT, loaded INTEGER, failure TEXT, failed_version TEXT"
+        )
+        database.execute(f"CREATE TABLE models ({columns}) STRICT")
+        row = ("m", json.dumps(SPEC.as_json()), None, 1, None, None)
+        database.execute("INSERT INTO models VALUES (?, ?, ?, ?, ?, ?)", row)
+    database.close()
+    store = sqlite_state.SqliteState(path)
+    assert store.load() == [model.Desired(name="m", active=SPEC)]
+    newer = model.Desired(name="m", active=SPEC, canary=model.Canary(), previous=SPEC)
+    store.save(newer)
+    assert store.load() == [newer]
+    store.close()
+
+
 def test_sqlite_state_is_there_for_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "state.sqlite"
     first = sqlite_state.SqliteState(path)
     first.save(model.Desired(name="m", active=SPEC))  # never closed, as in a crash
     assert sqlite_state.SqliteState(path).load() == [model.Desired(name="m", active=SPEC)]
     first.close()
+
+
+def test_sqlite_says_when_the_disk_is_full(tmp_path: Path) -> None:
+    path = tmp_path / "state.sqlite"
+    state = sqlite_state.SqliteState(path)
+    state._database.execute("PRAGMA max_page_count = 2")  # what a full disk does to it
+    large = replace(SPEC, artefact="/" + "m" * 20_000)
+    with pytest.raises(errors.TransientError, match="full"):
+        state.save(model.Desired(name="m", active=large))
+    assert state.load() == []
+    state.close()
 
 
 @pytest.fixture(scope="module")

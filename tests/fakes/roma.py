@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -16,11 +17,15 @@ from airflow_mlscale.roma import model, ports
 class MemoryState:
     def __init__(self) -> None:
         self.saved: dict[str, model.Desired] = {}
+        self.full = False
+        """Whether the disk refuses."""
 
     def load(self) -> list[model.Desired]:
         return [self.saved[name] for name in sorted(self.saved)]
 
     def save(self, desired: model.Desired) -> None:
+        if self.full:
+            raise errors.TransientError("the disk is full")
         self.saved[desired.name] = replace(desired)
 
     def remove(self, name: str) -> None:
@@ -28,12 +33,23 @@ class MemoryState:
 
 
 class AnyArtefact:
-    """Takes every path for a model; its fingerprint is the path."""
+    """Takes every path for a model; its checksum is the path. What is ``remote`` comes when a test lets it."""
 
-    def check(self, artefact: str) -> tuple[Path, str]:
+    def __init__(self) -> None:
+        self.kept: set[str] = set()
+        self.arriving = threading.Event()
+
+    def fetch(self, artefact: str, checksum: str | None = None) -> ports.Artefact:
         if "missing" in artefact:
             raise errors.ModelArtefactError("artefact", artefact, "no such directory")
-        return Path(artefact), artefact
+        if checksum not in (None, artefact):
+            raise errors.ModelArtefactError("checksum", checksum, "the model is another one")
+        if "remote" in artefact and not self.arriving.wait(10):
+            raise errors.UnreachableError("the store", artefact, "wait")
+        return ports.Artefact(source=artefact, files=Path(artefact), checksum=artefact)
+
+    def prune(self, keep: Collection[str]) -> None:
+        self.kept = set(keep)
 
     def find(self, name: str) -> tuple[Path, str] | None:
         return (Path("/root") / name, "3") if name == "found" else None
@@ -48,12 +64,14 @@ class FakeLauncher:
     workers: list[FakeWorker] = field(default_factory=list)
     failing_starts: int = 0
     """Launches that raise."""
+    refusal: Exception = field(default_factory=lambda: ports.WorkerLostError("cannot start"))
+    """What they raise."""
     slow: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def launch(self, name: str, entry_files: Sequence[Path]) -> FakeWorker:
         if self.failing_starts:
             self.failing_starts -= 1
-            raise ports.WorkerLostError("cannot start")
+            raise self.refusal
         worker = FakeWorker(os.getpid(), self)
         self.workers.append(worker)
         return worker
@@ -68,8 +86,11 @@ class FakeWorker:
         self.pid = pid
         self.lost: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self.batches: list[tuple[list[model.Call], asyncio.Future[ports.Served]]] = []
+        self.seen: list[model.Call] = []
+        """Every call, in order."""
         self.order: ports.LoadOrder | None = None
         self.ended = False
+        self.resident_bytes = 0
         self._launcher = launcher
         self._cpu_s = 0.0
 
@@ -91,6 +112,7 @@ class FakeWorker:
             batchable=True,
             service_s={1: 0.001, 2: 0.001, 4: 0.001, 8: 0.001},
             note="",
+            runtime={"name": "tensorflow", "asked": order.runtime.name, "tolerance": None, "candidates": []},
         )
 
     def infer(self, calls: Sequence[model.Call]) -> asyncio.Future[ports.Served]:
@@ -99,9 +121,17 @@ class FakeWorker:
             future.set_exception(ports.WorkerLostError(self.lost.result()))
             return future
         self.batches.append((list(calls), future))
+        self.seen.extend(calls)
         if self._launcher.automatic:
             self.answer()
         return future
+
+    def memory_bytes(self) -> int:
+        return self.resident_bytes
+
+    async def rest(self, timeout_s: float) -> None:
+        if self.batches:
+            await asyncio.wait([future for _, future in self.batches], timeout=timeout_s)
 
     def answer(self, status: int = 200) -> None:
         """Answer the oldest batch with each call's own body and this worker's version."""
@@ -109,9 +139,16 @@ class FakeWorker:
         version = self.order.version if self.order else None
         self._cpu_s += 0.001 * len(calls)
         answers = tuple(
-            model.Answer(status, json.dumps({"echo": call.body.decode(), "version": version}).encode())
+            model.Answer(status, json.dumps({"echo": call.body.decode(errors="replace"), "version": version}).encode())
             for call in calls
         )
+        if not future.done():
+            future.set_result(ports.Served(answers=answers, service_s=0.001, cpu_s=self._cpu_s))
+
+    def answer_with(self, body: bytes, status: int = 200) -> None:
+        """Answer the oldest batch with these bytes."""
+        calls, future = self.batches.pop(0)
+        answers = tuple(model.Answer(status, body) for _ in calls)
         if not future.done():
             future.set_result(ports.Served(answers=answers, service_s=0.001, cpu_s=self._cpu_s))
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,14 @@ class Daemon:
         self.state = directory / "state"
         self.log_path = directory / "daemon.log"
         self.port = processes.free_port()
+        self.grpc_port = processes.free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.arguments = arguments
         self.child: processes.Child | None = None
 
     def start(self) -> None:
         command = [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", "--port", str(self.port)]
-        command += ["--state", str(self.state), *self.arguments]
+        command += ["--grpc-port", str(self.grpc_port), "--state", str(self.state), *self.arguments]
         child = self.child = processes.spawn("roma", command, log_path=self.log_path, grace_s=15)
         processes.wait_until(
             self.live,
@@ -135,6 +136,16 @@ def running(directory: Path, *arguments: str) -> Iterator[Daemon]:
 
 
 def kill(process: psutil.Process) -> None:
-    """kill -9, and wait until it is gone."""
-    process.send_signal(signal.SIGKILL)
+    """kill -9, and wait until it is gone; it may have followed one that was killed before."""
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGKILL)
     psutil.wait_procs([process], timeout=10)
+
+
+def refused(directory: Path, *arguments: str, environment: dict[str, str]) -> str:
+    """What a daemon that cannot be started says."""
+    command = [sys.executable, "-m", "airflow_mlscale.cli", "roma", "serve", "--state", str(directory / "state")]
+    command += ["--port", str(processes.free_port()), "--no-grpc", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode != 0
+    return done.stdout + done.stderr

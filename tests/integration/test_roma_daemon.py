@@ -121,10 +121,11 @@ V2, TFS = "/v2/models/line/infer", "/v1/models/line:predict"
         ("POST", TFS, {"instances": [{"z": [1, 2, 3]}]}, 400, "'x' is missing"),
         ("POST", TFS, {"instances": [[1, 2, 3]], "signature_name": "no"}, 400, "serving_default"),
         ("POST", "/v1/models/nobody:predict", {"instances": [[1]]}, 404, "unknown model"),
-        ("POST", "/v1/models/line:classify", {}, 404, "only :predict"),
+        ("POST", "/v1/models/line:classify", {}, 400, "examples"),
+        ("POST", "/v1/models/line:generate", {}, 404, "served are :predict"),
         ("POST", TFS, b" " * (2**20 + 1), 413, "larger than"),
         ("GET", "/v2/nothing", None, 404, "no such endpoint"),
-        ("GET", "/", None, 404, "no such endpoint"),
+        ("GET", "/nothing", None, 404, "no such endpoint"),
     ],
 )
 def test_errors_have_their_protocols_shape(

@@ -172,6 +172,7 @@ def test_a_deferred_application_outlives_its_task_and_its_triggerer(jar: str, tm
     assert learned == pytest.approx(summary["executor_core_s"], rel=0.02)
 
 
+@pytest.mark.long
 def test_a_user_who_ends_a_deferred_task_ends_its_application(jar: str, tmp_path: Path, master: str) -> None:
     task = operator(jar, tmp_path, name="ended", application_args=[ENOUGH_STEPS, 1000])
     trigger = spark_trigger.restored(deferred(task, spark_task.Store()).serialize())
@@ -207,6 +208,7 @@ def test_a_failing_application_fails_its_task_and_leaves_nothing_to_take_up(
     assert list(tmp_path.glob("fails*.json")) == []
 
 
+@pytest.mark.long
 def test_a_jvm_application_in_client_mode_keeps_its_deadline_too(jar: str, tmp_path: Path) -> None:
     task = operator(jar, tmp_path, name="client", deploy_mode="client", conf={"spark.executor.memory": "512m"})
     summary = task.execute(spark_task.context())

@@ -190,7 +190,7 @@ def victim(tmp_path: Path) -> Iterator[Callable[[str], Victim]]:
         each.end()
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_killed_task_leaves_no_process_and_no_throttled_group(
     victim: Callable[[str], Victim], number: signal.Signals
 ) -> None:
@@ -241,6 +241,7 @@ def test_bad_input_names_field_value_and_fix(arguments: dict[str, object], messa
         execute(**{"deadline": timedelta(seconds=60), **arguments})
 
 
+@pytest.mark.long
 def test_a_machine_without_java_runs_local_jobs_on_the_bundled_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,6 +154,7 @@ def test_a_killed_task_leaves_nothing_and_its_retry_keeps_the_promise(host: Host
     spark_held.wait_until_nothing_is_left(host, again)
 
 
+@pytest.mark.long
 def test_a_killed_executor_is_replaced_within_its_group_and_its_lost_work_is_not_taken_for_done(
     host: Host, begin: Begin, tmp_path: Path
 ) -> None:
@@ -179,6 +180,7 @@ def test_a_killed_executor_is_replaced_within_its_group_and_its_lost_work_is_not
     spark_held.wait_until_nothing_is_left(host, job)
 
 
+@pytest.mark.long  # tests/contract/test_cpu_deaths.py kills one too
 def test_a_killed_agent_leaves_the_job_unlimited_until_its_successor_takes_it_up(host: Host, begin: Begin) -> None:
     job = begin("agent", **LIMITED)
     job.wait_until_held()
@@ -204,6 +206,7 @@ def test_a_killed_agent_leaves_the_job_unlimited_until_its_successor_takes_it_up
     spark_held.wait_until_nothing_is_left(host, job)
 
 
+@pytest.mark.long
 def test_a_job_outlives_a_killed_worker_that_is_started_again(host: Host, begin: Begin) -> None:
     job = begin("worker", **LIMITED)
     executor = job.executor_at_work(host)

@@ -20,7 +20,7 @@ from airflow_mlscale.spark.adapters import cluster, executors, install, master
 from tests.fakes import cpu_agent, cpu_host
 from tests.integration import spark_task
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 JOB = str(Path(__file__).parent / "spark_job.py")
 HOSTS = ("127.0.0.1", "127.0.0.2")

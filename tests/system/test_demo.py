@@ -91,7 +91,7 @@ def test_every_promise_is_kept_and_nothing_is_left(start: Start, tmp_path: Path)
     assert "data:image/svg+xml;base64," in page
     assert "http" not in page.split("base64,")[0]  # self-contained
     assert processes_of(tmp_path) == []
-    assert groups_on_this_host() == groups
+    assert groups_on_this_host() <= groups  # its host agent may have cleared what an earlier crash left, too
 
 
 @pytest.mark.parametrize(("words", "number"), [("host agent ready", signal.SIGINT), ("ROMA ready", signal.SIGKILL)])
@@ -108,4 +108,4 @@ def test_interrupting_it_leaves_nothing_behind(
     _, alive = psutil.wait_procs(running, timeout=60)
     assert alive == []
     assert processes_of(tmp_path) == []
-    assert groups_on_this_host() == groups
+    assert groups_on_this_host() <= groups

@@ -154,6 +154,13 @@ def test_numbers_that_do_not_fit_are_refused_not_bent(values: list[Any], datatyp
         tensors.from_values("x", values, tensor("x", datatype, (-1,)))
 
 
+def test_large_and_small_unsigned_numbers_stand_beside_each_other() -> None:
+    array = tensors.from_values("x", [1, 2**64 - 1], tensor("x", "UINT64", (-1,)))
+    assert array.tolist() == [1, 2**64 - 1]
+    with pytest.raises(errors.InvalidInputError, match="does not fit"):
+        tensors.from_values("x", [1, 2**63], tensor("x", "INT64", (-1,)))
+
+
 @pytest.mark.parametrize(
     "document",
     [

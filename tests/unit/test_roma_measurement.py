@@ -72,7 +72,9 @@ def test_arrival_rate_counts_whole_seconds_only() -> None:
             meter.arrive(second + 0.5)
     meter.arrive(4.1)
     assert meter.arrivals_per_s(4.2, 4) == 10.0  # 40 in seconds 0–3; second 4 is not over
-    assert meter.arrivals_per_s(4.2, 8) == 5.0
+    assert meter.arrivals_per_s(4.2, 8) == 10.0  # first asked four seconds ago
+    assert meter.arrivals_per_s(8.2, 8) == 41 / 8
+    assert meter.arrivals_per_s(0.5, 8) == measurement.Meter().arrivals_per_s(9, 8) == 0.0
 
 
 def test_old_slots_are_forgotten() -> None:
@@ -81,3 +83,11 @@ def test_old_slots_are_forgotten() -> None:
         meter.record(float(second), Outcome.SERVED, 0.01)
     assert meter.window(99.5, 1000, 95).requests == 11
     assert meter.totals[Outcome.SERVED] == 100
+
+
+def test_answers_with_nan_are_served_and_counted_apart() -> None:
+    meter = measurement.Meter()
+    for second, nan in enumerate((True, False, True)):
+        meter.record(float(second), measurement.Outcome.SERVED, 0.01, nan=nan)
+    window = meter.window(2.5, 2, 95)
+    assert (window.requests, window.errors, window.nan, meter.nan) == (2, 0, 1, 2)

@@ -13,7 +13,19 @@ import pytest
 
 from airflow_mlscale import errors
 from airflow_mlscale.cpu.adapters import observe_only
-from airflow_mlscale.roma import controller, cores, deployment, fleet, model, ports, settings
+from airflow_mlscale.roma import (
+    comeback,
+    controller,
+    cores,
+    deployment,
+    fleet,
+    measurement,
+    model,
+    ports,
+    post,
+    runtimes,
+    settings,
+)
 from airflow_mlscale.roma import replica as replicas
 from airflow_mlscale.runtime import journal
 from tests.fakes import roma as fakes
@@ -45,9 +57,15 @@ async def models(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> Asyn
     await made.end()
 
 
-def make(launcher: fakes.FakeLauncher, store: fakes.MemoryState, config: settings.Settings = CONFIG) -> fleet.Fleet:
+def make(
+    launcher: fakes.FakeLauncher,
+    store: fakes.MemoryState,
+    config: settings.Settings = CONFIG,
+    artefacts: fakes.AnyArtefact | None = None,
+) -> fleet.Fleet:
     groups = cores.CoreGroups(observe_only.ObserveOnlyPort(host_cores=2.0))
-    return fleet.Fleet(store=store, launcher=launcher, groups=groups, artefacts=fakes.AnyArtefact(), config=config)
+    artefacts = artefacts or fakes.AnyArtefact()
+    return fleet.Fleet(store=store, launcher=launcher, groups=groups, artefacts=artefacts, config=config)
 
 
 async def deploy(models: fleet.Fleet, artefact: str = "/a", **changes: object) -> deployment.Deployment:
@@ -125,7 +143,7 @@ async def test_a_first_version_that_cannot_be_loaded_is_failed(models: fleet.Fle
 async def test_a_wrong_order_changes_nothing(models: fleet.Fleet, store: fakes.MemoryState) -> None:
     with pytest.raises(errors.ModelArtefactError):
         await deploy(models, "/missing")
-    with pytest.raises(errors.AdmissionRefusedError, match=r"min_cores=3 .* 2 cores"):
+    with pytest.raises(errors.AdmissionRefusedError, match=r"min_cores=3 .* 2 cores, the gateway 0\.25"):
         await deploy(models, min_cores=3.0)
     with pytest.raises(errors.InvalidInputError, match="objective"):
         await models.deploy(model.DeployOrder(name="m", artefact="/a"))
@@ -139,10 +157,10 @@ async def test_a_model_that_failed_is_guaranteed_nothing(models: fleet.Fleet) ->
             model.DeployOrder(name="other", artefact="/o", objective=OBJECTIVE, min_cores=min_cores)
         )
 
-    assert (await deploy(models, "/broken", min_cores=1.9)).state == model.State.FAILED
+    assert (await deploy(models, "/broken", min_cores=1.75)).state == model.State.FAILED
     await (await other(0.5)).wait_settled(5)
     with pytest.raises(errors.AdmissionRefusedError, match=r"guaranteed 0\.5 of this host's 2 cores"):
-        await deploy(models, "/a", min_cores=1.9)
+        await deploy(models, "/a", min_cores=1.75)
     with pytest.raises(errors.AdmissionRefusedError):
         await models.load("m")
 
@@ -162,6 +180,80 @@ async def test_the_same_files_are_not_loaded_twice(models: fleet.Fleet, launcher
     one = await deploy(models, min_cores=0.5)
     assert (one.spec.version, one.spec.min_cores) == ("1", 0.5)
     assert len(launcher.workers) == 1
+
+
+async def test_another_runtime_is_another_version(models: fleet.Fleet, launcher: fakes.FakeLauncher) -> None:
+    await deploy(models)
+    one = await deploy(models, runtime=runtimes.Runtime(name="openvino"))
+    assert (one.spec.version, launcher.last.order and launcher.last.order.runtime.name) == ("2", "openvino")
+    one = await deploy(models)  # what is left out stays
+    assert (one.spec.version, one.spec.runtime.name, len(launcher.workers)) == ("2", "openvino", 2)
+
+
+async def test_a_restarted_worker_keeps_the_runtime_that_was_chosen(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher
+) -> None:
+    one = await deploy(models, runtime=runtimes.Runtime(name="auto"))
+    assert launcher.last.order is not None
+    assert launcher.last.order.runtime.name == "auto"
+    launcher.last.die()
+    await ask(one)
+    assert launcher.last.order.runtime.name == "tensorflow"  # which the fake chose
+    assert one.active is not None
+    assert one.active.loaded is not None
+    assert one.active.loaded.runtime["asked"] == "auto"
+
+
+async def test_a_model_that_is_fetched_keeps_no_other_waiting(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    artefacts = fakes.AnyArtefact()
+    models = make(launcher, store, artefacts=artefacts)
+    remote = asyncio.create_task(deploy(models, "remote"))
+    again = asyncio.create_task(deploy(models, "/b"))
+    other = model.DeployOrder(name="other", artefact="/a", objective=OBJECTIVE)
+    await (await models.deploy(other)).wait_settled(5)
+    await models.unload("other")
+    assert not remote.done()
+    assert not again.done()  # orders for one model are taken in their order
+    artefacts.arriving.set()
+    await remote
+    assert (await again).spec.artefact == "/b"
+    await models.end()
+
+
+async def test_what_any_version_may_need_is_kept(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> None:
+    artefacts = fakes.AnyArtefact()
+    models = make(launcher, store, artefacts=artefacts)
+    for path in ("/a", "/b", "/c", "/d"):
+        await deploy(models, path)
+    assert artefacts.kept == {"/b", "/c", "/d"}  # as /d began to load: it, the one that served, the one before
+    await models.end()
+
+
+async def test_a_disk_that_refuses_the_state_changes_nothing(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    one = await deploy(models)
+    store.full = True
+    for changes in ({"priority": 5}, {"artefact": "/b"}):
+        with pytest.raises(errors.TransientError, match="full"):
+            await deploy(models, **changes)  # type: ignore[arg-type]
+    with pytest.raises(errors.TransientError, match="full"):
+        await models.unload("m")
+    assert (one.spec.priority, one.spec.artefact, one.candidate, len(launcher.workers)) == (0, "/a", None, 1)
+    assert version_of(await ask(one)) == "1"
+
+
+async def test_a_version_that_is_warm_serves_even_if_that_cannot_be_saved(
+    models: fleet.Fleet, launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    await deploy(models)
+    one = await models.deploy(model.DeployOrder(name="m", artefact="slow"))
+    store.full = True
+    launcher.slow.set()
+    await one.wait_settled(5)
+    assert version_of(await ask(one)) == "2"
 
 
 async def test_a_crash_loses_no_model(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> None:
@@ -275,9 +367,11 @@ async def test_no_lost_request_is_within_the_objective_however_short_its_deadlin
     assert full.value.status == 429
     with pytest.raises(replicas.RefusedError, match="cannot be answered within 50 ms"):
         await asyncio.wait_for(waiting, 5)
+    with pytest.raises(replicas.RefusedError, match="still being executed"):
+        await asyncio.wait_for(at_worker, 5)
     launcher.last.die()
-    with pytest.raises(replicas.RefusedError, match="worker ended"):
-        await at_worker
+    while one.state is model.State.READY:
+        await asyncio.sleep(0)
     with pytest.raises(replicas.RefusedError, match="restarting"):
         ask(one, deadline_s=0.001)
     for rank in (1, 95):
@@ -370,6 +464,43 @@ async def test_a_later_order_takes_the_place_of_one_still_loading(
     assert loading.ended
 
 
+async def test_nobody_waits_for_an_execution_beyond_the_give_up_time(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    models = make(launcher, store)
+    one = await deploy(models)
+    launcher.automatic = False
+    pending = ask(one, deadline_s=0.05)
+    with pytest.raises(replicas.RefusedError, match="still being executed") as refused:
+        await asyncio.wait_for(pending, 10)
+    assert refused.value.status == 503
+    assert one.replica().meter.reasons == {(measurement.Outcome.FAILED, "executing"): 1}
+    launcher.last.answer()  # too late, and so for nobody
+    await models.end()
+
+
+async def test_a_version_is_not_changed_under_its_name(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> None:
+    models = make(launcher, store)
+    await deploy(models, "/a", version="7")
+    with pytest.raises(errors.InvalidInputError, match="version='7': version 7 serves other files"):
+        await deploy(models, "/b", version="7")
+    assert (await deploy(models, "/a", version="7", priority=3)).spec.priority == 3
+    await models.end()
+
+
+async def test_a_trial_keeps_its_own_settings_when_its_rules_change(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    models = make(launcher, store)
+    await deploy(models, "/a")
+    one = await deploy(models, "/b", canary=model.Canary(fraction=0.1), priority=5)
+    await deploy(models, "/b", canary=model.Canary(fraction=0.3))
+    assert (one.trial is not None, one.desired.canary) == (True, model.Canary(fraction=0.3))
+    assert one.candidate is not None
+    assert one.candidate.spec.priority == 5
+    await models.end()
+
+
 async def test_a_hung_worker_is_replaced(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> None:
     models = make(launcher, store, replace(CONFIG, worker=replace(CONFIG.worker, execution_timeout_s=0.05)))
     one = await deploy(models)
@@ -382,6 +513,79 @@ async def test_a_hung_worker_is_replaced(launcher: fakes.FakeLauncher, store: fa
     assert (await pending).status == 200
     assert hung.ended
     await models.end()
+
+
+async def test_a_hung_worker_is_replaced_sooner_once_nobody_waits(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(post, "HUNG_LEAST_S", 0.02)
+    monkeypatch.setattr(post, "HUNG_FACTOR", 2.0)
+    models = make(launcher, store)
+    one = await deploy(models)
+    launcher.automatic = False
+    patient, hung = ask(one, deadline_s=LONG_S), launcher.last
+    await asyncio.sleep(0.1)
+    assert not hung.ended  # somebody waits for it
+    with pytest.raises(replicas.RefusedError, match="still being executed"):
+        await ask(one, deadline_s=0.1)
+    while not hung.ended:  # of two executions nobody waits for one
+        await asyncio.sleep(0.001)
+    while launcher.last is hung or not launcher.last.batches:
+        await asyncio.sleep(0.001)
+    launcher.last.answer()
+    assert (await patient).status == 200
+    await models.end()
+
+
+def test_only_an_execution_that_was_timed_hangs_before_the_limit() -> None:
+    assert [post.hung_after_s(expected_s, 300) for expected_s in (0, 0.001, 2, 100)] == [300, 30, 100, 300]
+
+
+async def test_a_deadline_that_no_execution_can_meet_is_the_clients_mistake(models: fleet.Fleet) -> None:
+    one = await deploy(models)
+    with pytest.raises(errors.InvalidInputError, match=r"deadline_ms='0.5': the quickest execution .* took 1 ms"):
+        ask(one, deadline_s=0.0005)
+    assert one.replica().meter.totals == {}
+    assert (await ask(one, deadline_s=LONG_S)).status == 200
+
+
+async def test_a_version_that_served_is_tried_again_until_it_comes_back(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comeback, "FIRST_PAUSE_S", 0.01)
+    first = make(launcher, store)
+    await deploy(first)
+    await first.end()
+    launcher.failing_starts = 2 * CONFIG.worker.start_attempts
+    second = make(launcher, store)
+    await second.restore()
+    one = second["m"]
+    seen = set()
+    while one.active is None:
+        seen.add(one.state)
+        await asyncio.sleep(0)
+    assert model.State.CRASH_LOOP in seen
+    assert model.State.FAILED not in seen
+    assert (one.state, one.desired.failure, one.desired.failed_version) == (model.State.READY, None, None)
+    assert (await ask(one)).status == 200
+    await second.end()
+
+
+async def test_a_version_that_waits_for_another_try_can_be_replaced(
+    launcher: fakes.FakeLauncher, store: fakes.MemoryState
+) -> None:
+    first = make(launcher, store)
+    await deploy(first)
+    await first.end()
+    launcher.failing_starts = CONFIG.worker.start_attempts
+    second = make(launcher, store)
+    await second.restore()
+    await second["m"].wait_settled(5)
+    assert (second["m"].state, second["m"].reason) == (model.State.CRASH_LOOP, "cannot start")
+    assert second.ready  # it waits for no model that crashes
+    one = await deploy(second, "/b")
+    assert (one.state, version_of(await ask(one))) == (model.State.READY, one.spec.version)
+    await second.end()
 
 
 def test_lost_workers_are_worth_another_try() -> None:

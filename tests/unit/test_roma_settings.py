@@ -12,7 +12,7 @@ import pytest
 
 from airflow_mlscale import errors
 from airflow_mlscale.roma import main, model, settings
-from airflow_mlscale.roma.adapters import artefacts
+from airflow_mlscale.roma.adapters import client
 
 
 @pytest.mark.parametrize("value", [0, -5, float("nan"), float("inf"), "50", None, True])
@@ -36,6 +36,8 @@ def test_a_percentile_lies_within_100(value: Any) -> None:
         ({"artefact": "/m", "objektive": {}}, "objektive"),
         ({"artefact": "/m", "objective": 50}, "objective"),
         ({"artefact": "/m", "objective": {"milliseconds": 0}}, "objective.milliseconds"),
+        ({"artefact": "/m", "objective": {"milliseconds": 10**400}}, "objective.milliseconds"),
+        ({"artefact": "/m", "objective": {"milliseconds": 1e-322}}, "objective.milliseconds"),
         ({"artefact": "/m", "objective": {"milliseconds": 5, "p": 9}}, "objective"),
         ({"artefact": "/m", "version": "a/b"}, "version"),
     ],
@@ -56,6 +58,7 @@ def test_names(name: str) -> None:
     ("changes", "field"),
     [
         ({"min_cores": -1}, "min_cores"),
+        ({"min_cores": 10**400}, "min_cores"),
         ({"min_cores": 2.0, "max_cores": 1.0}, "max_cores"),
         ({"max_cores": 0}, "max_cores"),
         ({"priority": 1.5}, "priority"),
@@ -74,10 +77,12 @@ def test_a_specification_survives_json() -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.4", "example.org"])
-def test_beyond_loopback_a_token_is_needed(host: str) -> None:
+def test_beyond_loopback_a_token_and_tls_are_needed(host: str) -> None:
     with pytest.raises(errors.InvalidInputError, match="needs a token"):
         settings.GatewaySettings(host=host)
-    assert settings.GatewaySettings(host=host, token="secret").host == host
+    with pytest.raises(errors.InvalidInputError, match="needs TLS"):
+        settings.GatewaySettings(host=host, token="secret")
+    assert settings.GatewaySettings(host=host, token="secret", plaintext=True).host == host
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "localhost", "127.0.0.9"])
@@ -169,55 +174,43 @@ def test_what_a_token_file_holds_is_not_told(tmp_path: Path) -> None:
     assert "hunter2" not in str(refused.value)
 
 
-def saved_model(path: Path) -> Path:
-    path.mkdir(parents=True)
-    (path / "saved_model.pb").write_bytes(b"x")
-    return path
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"execution_timeout_s": 0}, "execution_timeout_s"),
+        ({"max_memory_mb": 0}, "max_memory_mb"),
+        ({"memory_hard_factor": 0.9}, "memory_hard_factor"),
+        ({"memory_period_s": 0}, "memory_period_s"),
+    ],
+)
+def test_bad_limits_of_workers_are_named(changes: dict[str, float], field: str) -> None:
+    with pytest.raises(errors.InvalidInputError) as refused:
+        settings.WorkerSettings(**changes)
+    assert (refused.value.field, refused.value.value) == (field, next(iter(changes.values())))
 
 
-def test_an_artefact_is_a_saved_model_directory(tmp_path: Path) -> None:
-    disk = artefacts.LocalArtefacts()
-    good = saved_model(tmp_path / "good")
-    assert disk.check(str(good))[0] == good
-    (tmp_path / "empty").mkdir()
-    saved_model(tmp_path / "versions" / "2")
-    for wrong, fix in {
-        str(tmp_path / "none"): "no such directory",
-        str(tmp_path / "empty"): "not a TensorFlow SavedModel",
-        str(tmp_path / "versions"): "version directories",
-        "s3://bucket/model": "not a URL",
-        "relative": "absolute path",
-        "~nobody-of-this-name/m": "cannot be read",
-        "/m\0": "cannot be read",
-        "/\ud800": "cannot be read",
-        "/" + "x" * 300: "cannot be read",
-    }.items():
-        with pytest.raises(errors.ModelArtefactError, match=fix):
-            disk.check(wrong)
+def test_null_lifts_a_limit_and_what_is_left_out_stays() -> None:
+    first = model.order_from_json(
+        "m", {"artefact": "/a", "objective": {"milliseconds": 5}, "max_cores": 1, "priority": 2}
+    )
+    last = first.onto(None, version="1", artefact="/a")
+    later = model.order_from_json("m", {"artefact": "/a", "max_cores": None, "priority": None})
+    assert (later.onto(last, version="1", artefact="/a").max_cores, later.lifted) == (None, {"max_cores"})
+    assert later.onto(last, version="1", artefact="/a").priority == 2
+    assert model.order_from_json("m", {"artefact": "/a"}).onto(last, version="1", artefact="/a").max_cores == 1
+    assert client.order_body(later) == {"artefact": "/a", "max_cores": None}
+    with pytest.raises(errors.InvalidInputError, match="lifted"):
+        model.order_from_json("m", {"artefact": "/a", "lifted": []})
 
 
-def test_nothing_leads_out_of_the_model_root(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    inside, outside = saved_model(root / "in"), saved_model(tmp_path / "out")
-    (root / "link").symlink_to(outside)
-    disk = artefacts.LocalArtefacts(root)
-    assert disk.check("in")[0] == inside
-    for path in (str(outside), str(root / "link"), "../out", str(root / ".." / "out")):
-        with pytest.raises(errors.ModelArtefactError, match="outside the model root"):
-            disk.check(path)
-    for name in ("../out", "in\0", "x" * 300, "."):
-        assert disk.find(name) is None
+def test_a_percentile_alone_is_no_objective() -> None:
+    options = parsed("deploy", "m", "/a", "--percentile", "99", "--max-cores", "none", "--max-memory-mb", "5")
+    assert (options.max_cores, options.max_memory_mb, hasattr(options, "gpu_memory_mb")) == (None, 5.0, False)
+    with pytest.raises(errors.InvalidInputError, match=r"percentile=99\.0: give --objective-ms too"):
+        options.run(options)
 
 
-def test_changed_files_change_the_fingerprint(tmp_path: Path) -> None:
-    disk, path = artefacts.LocalArtefacts(), saved_model(tmp_path / "m")
-    before = disk.check(str(path))[1]
-    assert disk.check(str(path))[1] == before
-    (path / "saved_model.pb").write_bytes(b"xy")
-    assert disk.check(str(path))[1] != before
-
-
-def test_the_newest_numbered_version_is_found(tmp_path: Path) -> None:
-    for version in ("2", "10", "9"):
-        saved_model(tmp_path / "m" / version)
-    assert artefacts.LocalArtefacts(tmp_path).find("m") == (tmp_path / "m" / "10", "10")
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    main.add_commands(parser.add_subparsers())
+    return parser.parse_args(["roma", *words])

@@ -120,3 +120,46 @@ def test_the_summary_names_the_percentile() -> None:
 def test_conditions_out_of_range(wrong: dict[str, Any]) -> None:
     with pytest.raises(errors.InvalidInputError):
         watch.ObjectiveCondition(**wrong)
+
+
+TRIAL = {
+    "version": "3",
+    "fraction": 0.1,
+    "state": "fine",
+    "reason": "0.0 % of 60 missed 50 ms",
+    "requests": 60,
+    "errors": 1,
+    "percentile_ms": 45.0,
+}
+WARM = {"version": "3", "state": "ready", "reason": "", "checksum": "abc"}
+
+
+def test_a_canary_is_deployed_once_it_takes_its_part() -> None:
+    starting = watch.deployed(status(candidate=WARM, canary={**TRIAL, "state": "starting"}), "3")
+    assert not starting.done
+    quality = {"2": {"accuracy": 0.9, "mae": 0.1}, "3": {"accuracy": 0.8, "mae": None}}
+    look = watch.deployed(status(candidate=WARM, canary=TRIAL, checksum="old", quality=quality), "3")
+    assert look.done
+    assert "takes 10 % of the requests beside version 2: fine" in look.told
+    summary = look.summary
+    assert (summary["version"], summary["stable_version"], summary["canary"]) == ("3", "2", "fine")
+    assert (summary["requests"], summary["errors"], summary["p95_ms"], summary["checksum"]) == (60, 1, 45.0, "abc")
+    assert summary["accuracy"] == 0.8
+    assert "mae" not in summary  # of the stable version alone
+    assert watch.summary(status(quality=quality))["mae"] == 0.1
+
+
+def test_the_objective_of_a_canary_is_measured_on_it_alone() -> None:
+    condition = watch.ObjectiveCondition(min_requests=50, version="3")
+    slow = status(candidate=WARM, canary={**TRIAL, "percentile_ms": 51.0})
+    assert "p95 51.0 ms is above 50 ms" in watch.objective(slow, condition, held_since=None, now=0)[0].told
+    look, _ = watch.objective(status(candidate=WARM, canary=TRIAL), condition, held_since=None, now=0)
+    assert (look.done, look.summary["version"], look.summary["requests"]) == (True, "3", 60)
+
+
+def test_waiting_for_a_version_that_was_left_fails() -> None:
+    left = status(failure={"version": "3", "reason": "the canary is worse: 9 % failed"})
+    with pytest.raises(errors.RunFailedError, match="9 % failed"):
+        watch.objective(left, watch.ObjectiveCondition(version="3"), held_since=None, now=0)
+    with pytest.raises(errors.RunFailedError, match="9 % failed"):
+        watch.deployed(left, "3")

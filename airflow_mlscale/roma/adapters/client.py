@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import ssl
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,9 +16,12 @@ from airflow_mlscale.roma import model
 
 TIMEOUT_S = 10.0
 
+FETCH_S = 1800.0
+"""Longest wait for a daemon that copies or downloads a model."""
+
 
 def order_body(order: model.DeployOrder) -> dict[str, Any]:
-    """The JSON body of a deployment: what is None is left out and keeps its value or default."""
+    """The JSON body of a deployment: what is None is left out, unless it is lifted, and keeps its value or default."""
     objective = order.objective
     fields = {
         "artefact": order.artefact,
@@ -25,16 +31,80 @@ def order_body(order: model.DeployOrder) -> dict[str, Any]:
         "max_cores": order.max_cores,
         "priority": order.priority,
         "max_batch": order.max_batch,
+        "device": order.device,
+        "gpu_memory_mb": order.gpu_memory_mb,
+        "max_memory_mb": order.max_memory_mb,
+        "canary": order.canary and asdict(order.canary),
+        "runtime": order.runtime and asdict(order.runtime),
+        "checksum": order.checksum,
     }
-    return {name: value for name, value in fields.items() if value is not None}
+    return {name: value for name, value in fields.items() if value is not None or name in order.lifted}
+
+
+def trust(
+    *,
+    ca_file: str | Path | None = None,
+    verify: bool = True,
+    client_cert: str | Path | None = None,
+    client_key: str | Path | None = None,
+) -> ssl.SSLContext:
+    """Which daemons to believe over https, and who to be for one that asks for certificates.
+
+    Args:
+        ca_file: certificates in PEM form; the system's authorities if None.
+        verify: False believes everybody, and so protects from eavesdroppers only.
+        client_cert: our own certificate in PEM form.
+        client_key: its key, if it is in another file.
+
+    Raises:
+        InvalidInputError: a file is not what it should be.
+    """
+    try:
+        context = ssl.create_default_context(cafile=ca_file)
+    except OSError as exc:  # ssl.SSLError is one
+        fix = f"it holds no certificates in PEM form ({exc.strerror or exc})"
+        raise errors.InvalidInputError("ca_file", str(ca_file), fix) from exc
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    return _presenting(context, client_cert, client_key)
+
+
+def pinned(
+    certificate: Path, *, client_cert: str | Path | None = None, client_key: str | Path | None = None
+) -> ssl.SSLContext:
+    """For a daemon of this machine, by any of its addresses: it must have the key of this very certificate.
+
+    Raises:
+        InvalidInputError: a file is not what it should be.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    try:
+        context.load_verify_locations(certificate)
+    except OSError as exc:
+        fix = f"it cannot be read ({exc.strerror or exc}); give --ca-file"
+        raise errors.InvalidInputError("certificate", str(certificate), fix) from exc
+    return _presenting(context, client_cert, client_key)
+
+
+def _presenting(context: ssl.SSLContext, certificate: str | Path | None, key: str | Path | None) -> ssl.SSLContext:
+    if certificate:
+        try:
+            context.load_cert_chain(certificate, key, password=lambda: "")
+        except (OSError, ValueError) as exc:
+            fix = f"it is no certificate in PEM form, or the key does not fit ({getattr(exc, 'strerror', None) or exc})"
+            raise errors.InvalidInputError("client_cert", str(certificate), fix) from exc
+    return context
 
 
 class RomaClient:
     """Blocking calls. Errors are those of `airflow_mlscale.errors`."""
 
-    def __init__(self, address: str, *, token: str | None = None) -> None:
+    def __init__(self, address: str, *, token: str | None = None, trusted: ssl.SSLContext | None = None) -> None:
         self.address = address
-        self._http = httpx.Client(**_arguments(address, token))
+        self._http = httpx.Client(**_arguments(address, token, trusted))
 
     def __enter__(self) -> Self:
         return self
@@ -55,14 +125,15 @@ class RomaClient:
         """What divides the host's cores: ``{cpu, enforces, cores}``."""
         return self._call("GET", "/v2/mlscale/host")
 
-    def models(self) -> list[dict[str, Any]]:
-        """The status of every model."""
-        found: list[dict[str, Any]] = self._call("GET", "/v2/mlscale/models")["models"]
+    def models(self, *, window_s: float = 60) -> list[dict[str, Any]]:
+        """The status of every model, measured over the last ``window_s`` seconds."""
+        path = "/v2/mlscale/models"
+        found: list[dict[str, Any]] = self._call("GET", path, params={"window_s": window_s})["models"]
         return found
 
     def deploy(self, order: model.DeployOrder) -> dict[str, Any]:
-        """Deploy or update; returns the status at once, long before the model is ready."""
-        return self._call("PUT", _path(order.name), json=order_body(order), timeout=30)
+        """Deploy or update; returns the status once the daemon has the files, long before the model is ready."""
+        return self._call("PUT", _path(order.name), json=order_body(order), timeout=FETCH_S)
 
     def status(self, name: str, *, window_s: float = 60, settled_within_s: float = 0) -> dict[str, Any]:
         """One model; with ``settled_within_s`` the daemon answers when nothing is being brought up any more."""
@@ -76,6 +147,19 @@ class RomaClient:
         records: list[dict[str, Any]] = found["records"]
         return records
 
+    def promote(self, name: str, *, version: str | None = None, reason: str | None = None) -> dict[str, Any]:
+        """Let the version that is tried serve everything."""
+        return self._call("POST", f"{_path(name)}/promote", json=_given(version=version, reason=reason), timeout=30)
+
+    def roll_back(self, name: str, *, version: str | None = None, reason: str | None = None) -> dict[str, Any]:
+        """Leave the version that is tried, or go back to the one that served before."""
+        return self._call("POST", f"{_path(name)}/rollback", json=_given(version=version, reason=reason), timeout=30)
+
+    def feed_back(self, name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Tell the truth about answers: ``{"label": …, "prediction": … or "id": …}``."""
+        path = f"/v2/models/{model.check_name('model_name', name)}/feedback"
+        return self._call("POST", path, json={"records": [dict(one) for one in records]})
+
     def remove(self, name: str) -> None:
         """Undeploy and forget."""
         self._call("DELETE", _path(name), timeout=60)
@@ -88,11 +172,11 @@ class RomaClient:
 
 
 class AsyncRomaClient:
-    """The one call that waits, for triggers."""
+    """The calls that triggers need."""
 
-    def __init__(self, address: str, *, token: str | None = None) -> None:
+    def __init__(self, address: str, *, token: str | None = None, trusted: ssl.SSLContext | None = None) -> None:
         self.address = address
-        self._http = httpx.AsyncClient(**_arguments(address, token))
+        self._http = httpx.AsyncClient(**_arguments(address, token, trusted))
 
     async def __aenter__(self) -> Self:
         return self
@@ -105,12 +189,24 @@ class AsyncRomaClient:
     async def status(self, name: str, *, window_s: float = 60, settled_within_s: float = 0) -> dict[str, Any]:
         """As `RomaClient.status`."""
         query = {"window_s": window_s, "settled_within_s": settled_within_s}
-        path = _path(name)
+        return await self._get(_path(name), query, timeout_s=TIMEOUT_S + settled_within_s)
+
+    async def quality(self, name: str, *, window_s: float) -> dict[str, Any]:
+        """By version: ``{records, accuracy, mae}`` of the feedback over a window."""
+        path = f"/v2/models/{model.check_name('model_name', name)}/feedback"
+        found: dict[str, Any] = (await self._get(path, {"window_s": window_s}, timeout_s=TIMEOUT_S))["versions"]
+        return found
+
+    async def _get(self, path: str, query: Mapping[str, float], *, timeout_s: float) -> dict[str, Any]:
         try:
-            response = await self._http.get(path, params=query, timeout=TIMEOUT_S + settled_within_s)
+            response = await self._http.get(path, params=dict(query), timeout=timeout_s)
         except httpx.HTTPError as exc:
             raise unreachable(self.address, exc) from exc
         return read(self.address, response)
+
+
+def _given(**fields: Any) -> dict[str, Any]:
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _path(name: str) -> str:
@@ -147,6 +243,9 @@ def read(address: str, response: httpx.Response) -> dict[str, Any]:
 def unreachable(address: str, exc: httpx.HTTPError) -> errors.UnreachableError:
     """A connection that failed, with what to do about it."""
     reason = str(exc) or type(exc).__name__
+    if "CERTIFICATE" in reason.upper():
+        fix = f"its TLS certificate or ours is not accepted; see ca_file, client_cert and client_key ({reason})"
+        return errors.UnreachableError("ROMA", address, fix)
     return errors.UnreachableError("ROMA", address, f"start it with `mlscale roma up` or mend the address ({reason})")
 
 
@@ -159,7 +258,8 @@ class _Shown(str):
         return str(self)
 
 
-def _arguments(address: str, token: str | None) -> Mapping[str, Any]:
+def _arguments(address: str, token: str | None, trusted: ssl.SSLContext | None) -> Mapping[str, Any]:
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     # Proxies from the environment are for the internet, not for this service.
-    return {"base_url": address, "headers": headers, "timeout": TIMEOUT_S, "trust_env": False}
+    arguments = {"base_url": address, "headers": headers, "timeout": TIMEOUT_S, "trust_env": False}
+    return {**arguments, "verify": trusted or trust()} if address.startswith("https:") else arguments

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
-from airflow_mlscale.roma import settings
-from airflow_mlscale.roma.adapters import http, metrics
+from airflow_mlscale.roma import authority, settings
+from airflow_mlscale.roma.adapters import access, compression, dashboard, guard, http, metrics, openapi
 
 log = logging.getLogger(__name__)
-access = logging.getLogger("roma.access")
 
 Handler = Callable[[http.Exchange, list[str]], Awaitable[http.Reply]]
 
 OPEN_PATHS = ("/v2/health/live", "/v2/health/ready")
 """Answered without a token."""
+
+SEND_TIMEOUT_S = 30.0
+"""A client that does not take a large answer for this long is let go."""
 
 
 class Gateway:
@@ -32,14 +33,18 @@ class Gateway:
         tensorflow_serving: Handler,
         control_api: Handler,
         counted: metrics.Metrics,
+        book: access.AccessBook,
+        budget: http.Budget,
+        doorman: guard.Guard,
     ) -> None:
         self._settings = gateway
-        self._token = gateway.token.encode() if gateway.token else None
+        self._guard = doorman
         self._open_inference = open_inference
         self._tensorflow_serving = tensorflow_serving
         self._control_api = control_api
         self._metrics = counted
-        self._budget = http.Budget(gateway.buffered_bytes)
+        self._book = book
+        self._budget = budget
 
     async def __call__(self, scope: http.Scope, receive: http.Receive, send: http.Send) -> None:
         if scope["type"] != "http":
@@ -48,20 +53,22 @@ class Gateway:
             scope, receive, self._settings.max_body_bytes, self._settings.body_timeout_s, self._budget
         )
         began = time.perf_counter()
-        status = 499  # nginx's: the client closed the connection
+        note = access.begin(exchange.headers)
+        status, sent = access.CLIENT_LEFT, 0
         try:
-            reply = await self._reply(exchange)
-            status = reply.status
-            await reply.send(send)
+            reply = await self._packed(exchange, await self._reply(exchange, note))
+            reply = replace(reply, headers=(*reply.headers, (access.REQUEST_ID, note.id.encode())))
+            await self._send(reply, send)
+            status, sent = reply.status, len(reply.body)
         except http.ClientGoneError:
             return
         finally:
             self._budget.used -= exchange.held
-            self._write_down(exchange, status, time.perf_counter() - began)
+            self._write_down(exchange, note, status=status, sent=sent, seconds=time.perf_counter() - began)
 
-    async def _reply(self, exchange: http.Exchange) -> http.Reply:
+    async def _reply(self, exchange: http.Exchange, note: access.Note) -> http.Reply:
         try:
-            self._let_in(exchange)
+            note.token = self._admit(exchange)
             return await self._route(exchange)
         except (http.ClientGoneError, asyncio.CancelledError):
             raise
@@ -71,7 +78,40 @@ class Gateway:
                 log.exception("%s %s failed", exchange.method, exchange.path)
             return reply
 
+    def _admit(self, exchange: http.Exchange) -> str | None:
+        """Let it in; returns the name of its token."""
+        if exchange.path in OPEN_PATHS or (self._guard.asks and exchange.path in dashboard.PATHS):
+            return None
+        if not self._guard.asks:
+            guard.check_local(exchange.headers)
+        needed = authority.needed(exchange.method, exchange.path.strip("/").split("/"))
+        authorization = exchange.headers.get(b"authorization", b"")
+        return self._guard.admit(exchange.client, authorization, needed)
+
+    async def _packed(self, exchange: http.Exchange, reply: http.Reply) -> http.Reply:
+        accepted = exchange.headers.get(b"accept-encoding")
+        if accepted is None or len(reply.body) < self._settings.compress_from_bytes:
+            return reply
+        binary = reply.content_type == b"application/octet-stream"
+        encoding = compression.preferred(accepted, binary=binary)
+        if encoding is None:
+            return reply
+        headers = (*reply.headers, (b"content-encoding", encoding.encode()), (b"vary", b"accept-encoding"))
+        return replace(reply, body=await compression.pack(reply.body, encoding), headers=headers)
+
+    async def _send(self, reply: http.Reply, send: http.Send) -> None:
+        if len(reply.body) < compression.ASIDE_BYTES:  # fits the system's buffers: nobody waits
+            await reply.send(send)
+            return
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                await reply.send(send)
+        except TimeoutError:
+            raise http.ClientGoneError("the client does not take its answer") from None
+
     async def _route(self, exchange: http.Exchange) -> http.Reply:
+        if exchange.path in dashboard.PATHS:
+            return dashboard.reply(exchange)
         match exchange.path.strip("/").split("/"):
             case ["v2", "mlscale", *rest]:
                 return await self._control_api(exchange, rest)
@@ -82,34 +122,31 @@ class Gateway:
             case ["metrics"]:
                 exchange.allow("GET")
                 return http.Reply(200, self._metrics.text(), content_type=b"text/plain; version=0.0.4; charset=utf-8")
-        raise http.StatusError(404, f"no such endpoint: {exchange.path}; see /v2")
+            case ["openapi.json"]:
+                exchange.allow("GET")
+                return http.Reply(200, openapi.text(token=self._guard.asks))
+        raise http.StatusError(404, f"no such endpoint: {exchange.path}; see /openapi.json, or /dashboard")
 
-    def _let_in(self, exchange: http.Exchange) -> None:
-        """A token if one is set; without one, only requests that no foreign web page can send."""
-        if exchange.path in OPEN_PATHS:
-            return
-        if self._token is not None:
-            scheme, _, given = exchange.headers.get(b"authorization", b"").partition(b" ")
-            if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self._token):
-                raise http.StatusError(401, "give the token: Authorization: Bearer …")
-            return
-        host = exchange.headers.get(b"host", b"").decode("latin-1").rsplit(":", 1)[0] or "localhost"
-        if not settings.is_loopback(host) or b"origin" in exchange.headers:
-            raise http.StatusError(403, "without a token only local programs are served, no web pages")
+    def _write_down(
+        self, exchange: http.Exchange, note: access.Note, *, status: int, sent: int, seconds: float
+    ) -> None:
+        self._book.enter(
+            access.Entry(
+                protocol=_protocol(exchange.path),
+                client=exchange.client,
+                method=exchange.method,
+                path=exchange.path,
+                status=status,
+                seconds=seconds,
+                size=exchange.held,
+                sent=sent,
+                model=exchange.model_name,
+                note=note,
+            )
+        )
 
-    def _write_down(self, exchange: http.Exchange, status: int, seconds: float) -> None:
-        if exchange.model_name is not None and exchange.method == "POST" and status not in (404, 499):
-            protocol = "tfs" if exchange.path.startswith("/v1/") else "v2"
-            self._metrics.observe(exchange.model_name, protocol, status, seconds)
-        if self._settings.access_log:
-            client = exchange.scope.get("client") or ("",)
-            entry = {
-                "client": client[0],
-                "method": exchange.method,
-                "path": exchange.path,
-                "status": status,
-                "ms": round(1000 * seconds, 3),
-                "bytes": exchange.held,
-                "model": exchange.model_name,
-            }
-            access.info(json.dumps(entry))
+
+def _protocol(path: str) -> str:
+    if path.startswith("/v1/"):
+        return "tfs"
+    return "v2" if path.startswith("/v2") else "http"

@@ -13,8 +13,9 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from airflow_mlscale import errors
-from airflow_mlscale.roma import deployment, fleet, model
-from airflow_mlscale.roma import replica as replicas
+from airflow_mlscale.roma import model
+from airflow_mlscale.roma import request as requests
+from airflow_mlscale.roma.adapters import compression, statuses
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -25,17 +26,8 @@ WATCH_AFTER_S = 0.02
 """An answer that takes longer is worth watching whether its client is still there."""
 
 
-class StatusError(errors.MlscaleError):
-    """An error with an HTTP status of its own."""
-
-    def __init__(self, status: int, message: str, *, retry_after_s: float | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.retry_after_s = retry_after_s
-
-
-class ClientGoneError(errors.MlscaleError):
-    """Nobody waits for the answer any more."""
+StatusError = statuses.StatusError
+ClientGoneError = statuses.ClientGoneError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +51,20 @@ class Reply:
 
 @dataclass
 class Budget:
-    """Bytes of request bodies held at one time."""
+    """Bytes of request bodies held at one time, over HTTP and gRPC together."""
 
     limit: int
     used: int = 0
+
+    def hold(self, size: int) -> None:
+        """Count bytes in; the holder gives them back whatever this says.
+
+        Raises:
+            StatusError: the gateway holds too much (503).
+        """
+        self.used += size
+        if self.used > self.limit:
+            raise StatusError(503, "the gateway holds too many request bodies; try again later", retry_after_s=1)
 
 
 @dataclass
@@ -85,7 +87,13 @@ class Exchange:
 
     @property
     def method(self) -> str:
-        return str(self.scope["method"])
+        """``GET`` for ``HEAD`` too, whose answer the server sends without its body."""
+        return "GET" if self.scope["method"] == "HEAD" else str(self.scope["method"])
+
+    @property
+    def client(self) -> str:
+        """The other end's address."""
+        return str((self.scope.get("client") or ("",))[0])
 
     @property
     def path(self) -> str:
@@ -99,13 +107,16 @@ class Exchange:
     def allow(self, *methods: str) -> None:
         """Refuse other methods."""
         if self.method not in methods:
-            raise StatusError(405, f"method {self.method} is not allowed here; use {' or '.join(methods)}")
+            fix = f"method {self.method} is not allowed here; use {' or '.join(methods)}"
+            raise StatusError(405, fix, allow=methods)
 
     async def body(self) -> bytes:
-        """The whole body.
+        """The whole body, unpacked if it came compressed.
 
         Raises:
-            StatusError: it is too large (413), too slow (408), or the gateway holds too much (503).
+            StatusError: it is too large (413), too slow (408), in an unknown encoding (415), or the gateway
+                holds too much (503).
+            InvalidInputError: it is not compressed as it says.
             ClientGoneError: the client went away.
         """
         declared = self.headers.get(b"content-length", b"0")
@@ -125,7 +136,13 @@ class Exchange:
         except TimeoutError:
             limit_s = self.body_timeout_s
             raise StatusError(408, f"the body did not arrive within {limit_s:g} s; send it faster") from None
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        body = parts[0] if len(parts) == 1 else b"".join(parts)
+        encoding = self.headers.get(b"content-encoding")
+        if encoding is None:
+            return body
+        content = await compression.unpack(body, encoding, limit=self.max_body_bytes)
+        self._hold(len(content) - len(body))
+        return content
 
     async def json(self) -> Any:
         """The body as JSON; an empty one is an empty object."""
@@ -160,10 +177,8 @@ class Exchange:
 
     def _hold(self, size: int) -> None:
         self.held += size
-        self.budget.used += size
+        self.budget.hold(size)
         self._check_size(self.held)
-        if self.budget.used > self.budget.limit:
-            raise StatusError(503, "the gateway holds too many request bodies; try again later", retry_after_s=1)
 
     def _check_size(self, size: int) -> None:
         if size > self.max_body_bytes:
@@ -188,27 +203,15 @@ def bounded(name: str, given: Any, *, low: float, high: float) -> float:
 
 def error_reply(exc: Exception) -> Reply:
     """Our errors in the shape that both protocols and the control API share: ``{"error": "…"}``."""
-    status, retry_after_s = _status(exc)
-    document: dict[str, Any] = {"error": str(exc) if status != 500 else "internal error, see the daemon's log"}
+    status, retry_after_s = statuses.of(exc)
+    document: dict[str, Any] = {"error": statuses.told(exc, status)}
     if isinstance(exc, errors.InvalidInputError):
         document |= {"field": exc.field, "value": repr(exc.value)[:200], "fix": exc.fix}
-    headers = () if retry_after_s is None else ((b"retry-after", str(replicas.retry_after(retry_after_s)).encode()),)
+    headers: list[tuple[bytes, bytes]] = []
+    if retry_after_s is not None:
+        headers.append((b"retry-after", str(requests.retry_after(retry_after_s)).encode()))
+    if isinstance(exc, StatusError) and exc.allow:
+        headers.append((b"allow", ", ".join(exc.allow).encode()))
     if status == 401:
-        headers = ((b"www-authenticate", b"Bearer"),)
-    return Reply(status, json.dumps(document).encode(), headers)
-
-
-def _status(exc: Exception) -> tuple[int, float | None]:
-    match exc:
-        case StatusError() | replicas.RefusedError():
-            return exc.status, exc.retry_after_s
-        case fleet.UnknownModelError() | deployment.UnknownVersionError():
-            return 404, None
-        case errors.InvalidInputError():
-            return 400, None
-        case errors.AdmissionRefusedError():
-            return 409, None
-        case deployment.NotReadyError():
-            return 503, exc.retry_after_s
-        case _:
-            return 500, None
+        headers.append((b"www-authenticate", b"Bearer"))
+    return Reply(status, json.dumps(document).encode(), tuple(headers))

@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from airflow_mlscale import errors
 from airflow_mlscale.roma import model
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
-    name TEXT PRIMARY KEY, active TEXT, candidate TEXT, loaded INTEGER NOT NULL, failure TEXT, failed_version TEXT
+    name TEXT PRIMARY KEY, active TEXT, candidate TEXT, loaded INTEGER NOT NULL, failure TEXT, failed_version TEXT,
+    canary TEXT, previous TEXT
 ) STRICT
 """
+
+_COLUMNS = "name, active, candidate, loaded, failure, failed_version, canary, previous"
+
+_SAVE = f"INSERT OR REPLACE INTO models ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
+
+_LATER = ("canary", "previous")
+"""Columns, all TEXT, that files of earlier versions lack."""
 
 
 class SqliteState:
@@ -25,9 +37,12 @@ class SqliteState:
         self._database.execute("PRAGMA journal_mode=WAL")
         self._database.execute("PRAGMA synchronous=FULL")
         self._database.execute(_SCHEMA)
+        there = {row[1] for row in self._database.execute("PRAGMA table_info(models)")}
+        for column in _LATER:
+            if column not in there:
+                self._database.execute(f"ALTER TABLE models ADD COLUMN {column} TEXT")
 
     def load(self) -> list[model.Desired]:
-        columns = "name, active, candidate, loaded, failure, failed_version"
         return [
             model.Desired(
                 name=name,
@@ -36,9 +51,11 @@ class SqliteState:
                 loaded=bool(loaded),
                 failure=failure,
                 failed_version=failed_version,
+                canary=None if trial is None else model.canary_from_json(json.loads(trial)),
+                previous=_read(previous),
             )
-            for name, active, candidate, loaded, failure, failed_version in self._database.execute(
-                f"SELECT {columns} FROM models ORDER BY name"  # noqa: S608 (a constant)
+            for name, active, candidate, loaded, failure, failed_version, trial, previous in self._database.execute(
+                f"SELECT {_COLUMNS} FROM models ORDER BY name"  # noqa: S608 (a constant)
             )
         ]
 
@@ -50,14 +67,26 @@ class SqliteState:
             int(desired.loaded),
             desired.failure,
             desired.failed_version,
+            None if desired.canary is None else json.dumps(asdict(desired.canary)),
+            _write(desired.previous),
         )
-        self._database.execute("INSERT OR REPLACE INTO models VALUES (?, ?, ?, ?, ?, ?)", row)
+        with _writing():
+            self._database.execute(_SAVE, row)
 
     def remove(self, name: str) -> None:
-        self._database.execute("DELETE FROM models WHERE name = ?", (name,))
+        with _writing():
+            self._database.execute("DELETE FROM models WHERE name = ?", (name,))
 
     def close(self) -> None:
         self._database.close()
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as exc:  # a full disk, mostly
+        raise errors.TransientError(f"the desired state cannot be saved: {exc}", retry_after_s=60) from exc
 
 
 def _write(spec: model.ModelSpec | None) -> str | None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+import ml_dtypes  # noqa: F401 (teaches numpy the name bfloat16)
 import numpy as np
 import numpy.typing as npt
 
@@ -29,11 +30,14 @@ DATATYPES: Mapping[str, str] = {
     "INT32": "int32",
     "INT64": "int64",
     "FP16": "float16",
+    "BF16": "bfloat16",
     "FP32": "float32",
     "FP64": "float64",
     "BYTES": "object",
 }
 """Open Inference Protocol name → numpy name."""
+
+FLOATS = ("BF16", "FP16", "FP32", "FP64")
 
 NAMES: Mapping[str, str] = {numpy: name for name, numpy in DATATYPES.items()}
 
@@ -97,7 +101,9 @@ def from_values(field: str, values: Any, tensor: Tensor) -> Array:
     except (ValueError, OverflowError) as exc:  # ragged lists, integers beyond 64 bits
         raise errors.InvalidInputError(field, _short(values), "give lists of numbers of equal length") from exc
     target = np.dtype(DATATYPES[tensor.datatype])
-    allowed = {"f": "fiu", "i": "iu", "u": "iu", "b": "b"}[target.kind]
+    allowed = {"V": "fiu", "f": "fiu", "i": "iu", "u": "iu", "b": "b"}[target.kind]  # bfloat16 is a V to numpy
+    if target.kind in "iu" and array.dtype.kind == "f":
+        array = _whole(values, array)
     if array.size and array.dtype.kind not in allowed:
         raise errors.InvalidInputError(field, _short(values), f"give values of type {tensor.datatype} only")
     if target.kind in "iu" and array.size:
@@ -108,7 +114,15 @@ def from_values(field: str, values: Any, tensor: Tensor) -> Array:
         return array.astype(target)
 
 
-def from_raw(field: str, raw: bytes, shape: Sequence[int], tensor: Tensor) -> Array:
+def _whole(values: Any, array: Array) -> Array:
+    """Whole numbers on both sides of 2^63 are floats to numpy; take them for what they are, if that is all there is."""
+    exact = np.array(values, dtype=object)
+    if not all(type(value) is int and 0 <= value < 2**64 for value in exact.ravel()):
+        return array
+    return exact.astype(np.uint64)
+
+
+def from_raw(field: str, raw: bytes | memoryview, shape: Sequence[int], tensor: Tensor) -> Array:
     """Little-endian bytes as an array (v2 binary extension)."""
     count = prod(shape)
     if tensor.datatype == "BYTES":
@@ -118,12 +132,12 @@ def from_raw(field: str, raw: bytes, shape: Sequence[int], tensor: Tensor) -> Ar
             raise errors.InvalidInputError(field, f"{len(raw)} bytes", fix)
         array = np.empty(count, dtype=object)
         array[:] = elements
-        return array.reshape(shape)
+        return reshaped(field, array, shape)
     target = np.dtype(DATATYPES[tensor.datatype]).newbyteorder("<")
     if len(raw) != count * target.itemsize:
         fix = f"shape {list(shape)} of {tensor.datatype} needs {count * target.itemsize} bytes"
         raise errors.InvalidInputError(field, f"{len(raw)} bytes", fix)
-    return np.frombuffer(raw, dtype=target).reshape(shape)
+    return reshaped(field, np.frombuffer(raw, dtype=target), shape)
 
 
 def to_raw(array: Array) -> bytes:
@@ -133,15 +147,37 @@ def to_raw(array: Array) -> bytes:
     return array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def check_shape(field: str, array: Array, tensor: Tensor) -> None:
+def reshaped(field: str, array: Array, shape: Sequence[int]) -> Array:
+    """The array in a shape of as many elements, or `InvalidInputError`."""
+    try:
+        return array.reshape(shape)
+    except (ValueError, OverflowError) as exc:  # beyond numpy's dimensions or sizes, or another number of elements
+        fix = f"the data holds {array.size} values, in shapes of at most 64 dimensions"
+        raise errors.InvalidInputError(f"{field} shape", _short(list(shape)), fix) from exc
+
+
+def check_shape(field: str, shape: Sequence[int], tensor: Tensor) -> None:
     """Refuse what the signature does not allow."""
     if tensor.shape is None:
         return
-    fits = len(tensor.shape) == array.ndim and all(
-        want in (-1, have) for want, have in zip(tensor.shape, array.shape, strict=True)
+    fits = len(tensor.shape) == len(shape) and all(
+        want in (-1, have) for want, have in zip(tensor.shape, shape, strict=True)
     )
     if not fits:
-        raise errors.InvalidInputError(field, list(array.shape), f"the model takes shape {list(tensor.shape)}")
+        raise errors.InvalidInputError(field, _short(list(shape)), f"the model takes shape {list(tensor.shape)}")
+
+
+def check_rows(inputs: Mapping[str, Array], signature: Signature) -> None:
+    """Refuse inputs of different numbers of rows where rows are joined."""
+    if signature.joinable and len({array.shape[0] for array in inputs.values()}) > 1:
+        shapes = {name: list(array.shape) for name, array in inputs.items()}
+        raise errors.InvalidInputError("inputs", shapes, "all inputs need the same first dimension")
+
+
+def check_type(field: str, datatype: Any, tensor: Tensor) -> None:
+    """Refuse another datatype than the signature's."""
+    if datatype != tensor.datatype:
+        raise errors.InvalidInputError(f"{field} datatype", _short(datatype), f"the model takes {tensor.datatype}")
 
 
 def check_names(given: Mapping[str, Any], signature: Signature) -> None:
@@ -162,6 +198,17 @@ def text(element: Any) -> str:
     return _as_bytes(element).decode("utf-8", errors="replace")
 
 
+def as_bytes(array: Array) -> list[bytes]:
+    """The elements of a string tensor, flat."""
+    return [_as_bytes(element) for element in array.ravel()]
+
+
+def first_line(exc: Exception) -> str:
+    """What matters of a library's error message."""
+    lines = str(exc).strip().splitlines()
+    return (lines[0] if lines else type(exc).__name__)[:300]
+
+
 def _as_bytes(element: Any) -> bytes:
     return element if isinstance(element, bytes) else str(element).encode()
 
@@ -171,7 +218,7 @@ def _from_strings(field: str, values: Any) -> Array:
         if isinstance(value, list):
             return [convert(one) for one in value]
         if isinstance(value, str):
-            return value.encode()
+            return _encoded(field, value)
         if isinstance(value, bytes):
             return value
         raise errors.InvalidInputError(field, _short(value), "give strings only")
@@ -185,8 +232,15 @@ def _from_strings(field: str, values: Any) -> Array:
     return array
 
 
-def _split_elements(field: str, raw: bytes) -> Iterator[bytes]:
-    at = 0
+def _encoded(field: str, value: str) -> bytes:
+    try:
+        return value.encode()
+    except UnicodeEncodeError as exc:  # half a pair of surrogates
+        raise errors.InvalidInputError(field, ascii(value)[:60], "it is no Unicode text") from exc
+
+
+def _split_elements(field: str, raw: bytes | memoryview) -> Iterator[bytes]:
+    at, raw = 0, bytes(raw)
     while at < len(raw):
         size = int.from_bytes(raw[at : at + 4], "little")
         if at + 4 + size > len(raw):

@@ -31,9 +31,7 @@ def decode(call: model.Call, signatures: Mapping[str, tensors.Signature], defaul
     inputs = {name: _array(name, values, signature.inputs[name]) for name, values in columns.items()}
     if rows and any(not array.ndim for array in inputs.values()):
         raise errors.InvalidInputError("instances", document["instances"], "give a list")
-    if signature.joinable and len({array.shape[0] for array in inputs.values()}) > 1:
-        shapes = {name: list(array.shape) for name, array in inputs.items()}
-        raise errors.InvalidInputError("inputs", shapes, "all inputs need the same first dimension")
+    tensors.check_rows(inputs, signature)
     return tensors.Inference(signature=signature, inputs=inputs, reply=rows)
 
 
@@ -89,14 +87,15 @@ def _only_input(signature: tensors.Signature, field: str) -> str:
 
 def _array(name: str, values: Any, tensor: tensors.Tensor) -> tensors.Array:
     field = f"input {name!r}"
-    array = tensors.from_values(field, _without_base64(field, values) if tensor.datatype == "BYTES" else values, tensor)
-    tensors.check_shape(f"{field} shape", array, tensor)
+    array = tensors.from_values(field, without_base64(field, values) if tensor.datatype == "BYTES" else values, tensor)
+    tensors.check_shape(f"{field} shape", array.shape, tensor)
     return array
 
 
-def _without_base64(field: str, values: Any) -> Any:
+def without_base64(field: str, values: Any) -> Any:
+    """Values with ``{"b64": "…"}`` replaced by the bytes it stands for."""
     if isinstance(values, list):
-        return [_without_base64(field, value) for value in values]
+        return [without_base64(field, value) for value in values]
     if isinstance(values, dict) and set(values) == {"b64"}:
         try:
             return base64.b64decode(values["b64"], validate=True)

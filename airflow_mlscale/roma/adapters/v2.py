@@ -1,15 +1,27 @@
 """Open Inference Protocol v2 over REST, with the model repository extension.
 
-https://github.com/open-inference/open-inference-protocol
+https://github.com/open-inference/open-inference-protocol. What both transports say is in the functions below the
+class; `v2_grpc` says it again in messages.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from airflow_mlscale import __version__, errors
-from airflow_mlscale.roma import deployment, fleet, model
+from airflow_mlscale.roma import deployment, feedback, fleet, model
 from airflow_mlscale.roma.adapters import http, inference
+
+EXTENSIONS = ("model_repository", "binary_tensor_data", "mlscale")
+
+LOAD_S = 60.0
+"""How long a load waits for its model unless the client says otherwise."""
+
+
+QUALITY_S = 3600.0
+"""Over which quality is told unless somebody says otherwise."""
 
 
 class OpenInference:
@@ -23,8 +35,7 @@ class OpenInference:
         match parts:
             case []:
                 exchange.allow("GET")
-                extensions = ["model_repository", "binary_tensor_data", "mlscale"]
-                return http.json_reply({"name": "mlscale-roma", "version": __version__, "extensions": extensions})
+                return http.json_reply(server())
             case ["health", "live"]:
                 exchange.allow("GET")
                 return http.json_reply({"live": True})
@@ -34,65 +45,137 @@ class OpenInference:
             case ["repository", *rest]:
                 return await self._repository(exchange, rest)
             case ["models", name, "versions", version, *rest]:
-                return await self._model(exchange, name, version, rest)
+                return await self._model(exchange, inference.Target(name=name, version=version), rest)
             case ["models", name, *rest]:
-                return await self._model(exchange, name, None, rest)
+                return await self._model(exchange, inference.Target(name=name), rest)
         raise http.StatusError(404, f"no such endpoint: {exchange.path}")
 
-    async def _model(self, exchange: http.Exchange, name: str, version: str | None, rest: list[str]) -> http.Reply:
+    async def _model(self, exchange: http.Exchange, target: inference.Target, rest: list[str]) -> http.Reply:
         match rest:
             case ["infer"]:
                 exchange.allow("POST")
-                return await inference.infer(self._models, exchange, protocol="v2", name=name, version=version)
+                return await inference.infer(self._models, exchange, protocol="v2", target=target)
             case ["ready"]:
                 exchange.allow("GET")
-                replica = self._models[name].replica(version)
-                ready = replica.supervisor.state is model.State.READY
-                if not ready:
-                    raise deployment.NotReadyError(
-                        f"model {name!r} is {replica.supervisor.state}", retry_after_s=replica.supervisor.back_in_s()
-                    )
-                return http.json_reply({"name": name, "ready": True})
+                check_ready(self._models, target)
+                return http.json_reply({"name": target.name, "ready": True})
+            case ["feedback"] if target.free:
+                exchange.allow("GET", "POST")
+                return await self._feedback(exchange, target.name)
             case []:
                 exchange.allow("GET")
-                return http.json_reply(self._metadata(name, version))
+                return http.json_reply(metadata(self._models, target))
         raise http.StatusError(404, f"no such endpoint: {exchange.path}")
 
-    def _metadata(self, name: str, version: str | None) -> dict[str, Any]:
-        replica = self._models[name].replica(version)
-        loaded = replica.loaded
-        if loaded is None:
-            raise deployment.NotReadyError(f"model {name!r} is {replica.supervisor.state}")
-        signature = loaded.signatures[loaded.default_signature]
-        return {
-            "name": name,
-            "versions": [replica.spec.version],
-            "platform": "tensorflow_savedmodel",
-            "inputs": [_tensor(tensor) for tensor in signature["inputs"]],
-            "outputs": [_tensor(tensor) for tensor in signature["outputs"]],
-        }
+    async def _feedback(self, exchange: http.Exchange, name: str) -> http.Reply:
+        models, now = self._models, time.time()
+        one = models[name]
+        if exchange.method == "GET":
+            window_s = exchange.number("window_s", QUALITY_S, low=feedback.SLOT_S, high=feedback.KEEP_S)
+            found = feedback.as_json(models.quality.since(name, now - window_s))
+            return http.json_reply({"name": name, "window_s": window_s, "versions": found})
+        known = feedback.read(await exchange.json())
+        counted, unknown = feedback.tallies(known, models.recent, name, one.spec.version)
+        feedback.check_versions(models.quality.since(name, now - feedback.KEEP_S), counted)
+        models.quality.add(name, now, counted)
+        records = sum(tally.records for tally in counted.values())
+        return http.json_reply({"counted": records, "unknown_ids": unknown[:100]})
 
     async def _repository(self, exchange: http.Exchange, rest: list[str]) -> http.Reply:
-        exchange.allow("POST")
         match rest:
             case ["index"]:
+                exchange.allow("POST")
                 wish = await exchange.json()
                 if not isinstance(wish, dict):
-                    raise errors.InvalidInputError("body", wish, 'send {} or {"ready": true}')
-                index = [_indexed(one) for one in self._models]
-                return http.json_reply([one for one in index if not wish.get("ready") or one["state"] == "READY"])
+                    raise errors.InvalidInputError("body", repr(wish)[:60], 'send {} or {"ready": true}')
+                only_ready = wish.get("ready", False)
+                if not isinstance(only_ready, bool):
+                    raise errors.InvalidInputError("ready", repr(only_ready)[:60], "give true or false")
+                return http.json_reply(index(self._models, only_ready=only_ready))
             case ["models", name, "load"]:
-                await exchange.body()
-                one = await self._models.load(name)
-                await one.wait_settled(exchange.number("wait_s", 60, low=0, high=600))
-                if one.active is None and one.settled:
-                    raise http.StatusError(400, f"model {name!r} failed to load: {one.reason}")
+                exchange.allow("POST")
+                parameters = _parameters(await exchange.json())
+                wait_s = exchange.number("wait_s", LOAD_S, low=0, high=600)
+                await load(self._models, name, parameters, wait_s=wait_s)
                 return http.json_reply({})
             case ["models", name, "unload"]:
-                await exchange.body()
+                exchange.allow("POST")
+                _parameters(await exchange.json())
                 await self._models.unload(name)
                 return http.json_reply({})
         raise http.StatusError(404, f"no such endpoint: {exchange.path}")
+
+
+def server() -> dict[str, Any]:
+    """What serves, and which extensions it knows."""
+    return {"name": "mlscale-roma", "version": __version__, "extensions": list(EXTENSIONS)}
+
+
+def check_ready(models: fleet.Fleet, target: inference.Target) -> None:
+    """Return if the model can answer now.
+
+    Raises:
+        NotReadyError: it cannot.
+    """
+    supervisor = inference.replica_of(models, target).supervisor
+    if supervisor.state is not model.State.READY:
+        raise deployment.NotReadyError(
+            f"model {target.name!r} is {supervisor.state}", retry_after_s=supervisor.back_in_s()
+        )
+
+
+_PLATFORMS = {
+    "tensorflow": "tensorflow_savedmodel",
+    "onnxruntime": "onnxruntime_onnx",
+    "openvino": "openvino",
+    "openvino-bf16": "openvino",
+}
+"""The protocol's names of runtimes."""
+
+
+def metadata(models: fleet.Fleet, target: inference.Target) -> dict[str, Any]:
+    """Inputs and outputs of the default signature."""
+    replica = inference.replica_of(models, target)
+    loaded = replica.loaded
+    if loaded is None:
+        raise deployment.NotReadyError(f"model {target.name!r} is {replica.supervisor.state}")
+    signature = loaded.signatures[loaded.default_signature]
+    return {
+        "name": target.name,
+        "versions": [one.replica.spec.version for one in models[target.name].serving()],
+        "platform": _PLATFORMS[loaded.runtime["name"]],
+        "inputs": [_tensor(tensor) for tensor in signature["inputs"]],
+        "outputs": [_tensor(tensor) for tensor in signature["outputs"]],
+    }
+
+
+def index(models: fleet.Fleet, *, only_ready: bool) -> list[dict[str, str]]:
+    """Every model that is known, in the repository extension's words."""
+    return [one for one in map(_indexed, models) if not only_ready or one["state"] == "READY"]
+
+
+async def load(models: fleet.Fleet, name: str, parameters: Mapping[str, Any], *, wait_s: float) -> None:
+    """Serve a model again, or one found under the model root; waits until it is ready, has failed, or time is up.
+
+    Raises:
+        InvalidInputError: the client sent a configuration or files, which are not taken.
+        StatusError: it failed to load (400).
+    """
+    for parameter in parameters:
+        if parameter == "config" or parameter.startswith("file:"):
+            fix = "models are not configured here; deploy it with PUT /v2/mlscale/models/{name}"
+            raise errors.InvalidInputError(f"parameters {parameter}", "…", fix)
+    one = await models.load(name)
+    await one.wait_settled(wait_s)
+    if one.active is None and one.settled:
+        raise http.StatusError(400, f"model {name!r} failed to load: {one.reason}")
+
+
+def _parameters(document: Any) -> dict[str, Any]:
+    parameters = document.get("parameters") or {} if isinstance(document, dict) else None
+    if not isinstance(parameters, dict):
+        raise errors.InvalidInputError("body", repr(document)[:60], 'send nothing or {"parameters": {…}}')
+    return parameters
 
 
 def _tensor(described: dict[str, Any]) -> dict[str, Any]:

@@ -6,14 +6,22 @@ Runs in the worker process only.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
+from math import isfinite
 from typing import Any
+
+import numpy as np
 
 from airflow_mlscale import errors
 from airflow_mlscale.roma import model
 from airflow_mlscale.roma.adapters import tensors
+
+_REFUSED = {
+    "shared_memory_region": "tensors in shared memory are not served; send them with the request",
+    "classification": "the classification extension is not served; ask for the tensor itself",
+}
+"""Parameters of tensors that would change the meaning of the answer if they were ignored."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,11 +71,7 @@ def encode(
             raw.append(tensors.to_raw(array))
             entry["parameters"] = {"binary_data_size": len(raw[-1])}
         else:
-            entry["data"] = (
-                [tensors.text(element) for element in array.ravel()]
-                if tensor.datatype == "BYTES"
-                else array.ravel().tolist()
-            )
+            entry["data"] = _values(array, tensor)
         described.append(entry)
     identity = {} if reply.id is None else {"id": reply.id}
     head = json.dumps({"model_name": name, "model_version": version, **identity, "outputs": described}).encode()
@@ -90,21 +94,40 @@ def named_signature(name: Any, signatures: Mapping[str, tensors.Signature]) -> t
     return signatures[name]
 
 
-def _inputs(given: list[Any], signature: tensors.Signature, raw: memoryview) -> tuple[dict[str, tensors.Array], int]:
-    entries = {}
-    for index, entry in enumerate(given):
-        name = _object(f"inputs[{index}]", entry).get("name")
-        if not isinstance(name, str) or name in entries:
+def by_name(names: Iterable[Any], signature: tensors.Signature) -> list[str]:
+    """The names of the inputs as they were given; each of the signature's exactly once."""
+    seen: dict[str, Any] = {}
+    for index, name in enumerate(names):
+        if not isinstance(name, str) or name in seen:
             raise errors.InvalidInputError(f"inputs[{index}].name", name, "give each input's own name once")
-        entries[name] = entry
-    tensors.check_names(entries, signature)
+        seen[name] = None
+    tensors.check_names(seen, signature)
+    return list(seen)
+
+
+def check_parameters(field: str, parameters: Mapping[str, Any]) -> None:
+    """Refuse extensions that are not served."""
+    for name, fix in _REFUSED.items():
+        if name in parameters:
+            raise errors.InvalidInputError(f"{field} {name}", parameters[name], fix)
+
+
+def check_output(index: int, name: Any, signature: tensors.Signature) -> str:
+    """The name of an output that was asked for."""
+    if not isinstance(name, str) or name not in signature.outputs:
+        raise errors.InvalidInputError(
+            f"outputs[{index}].name", name, f"the model gives {', '.join(signature.outputs)}"
+        )
+    return name
+
+
+def _inputs(given: list[Any], signature: tensors.Signature, raw: memoryview) -> tuple[dict[str, tensors.Array], int]:
+    entries = [_object(f"inputs[{index}]", entry) for index, entry in enumerate(given)]
     inputs, used = {}, 0
-    for name, entry in entries.items():
+    for name, entry in zip(by_name((entry.get("name") for entry in entries), signature), entries, strict=True):
         inputs[name], size = _input(name, entry, signature.inputs[name], raw[used:])
         used += size
-    if signature.joinable and len({array.shape[0] for array in inputs.values()}) > 1:
-        shapes = {name: list(array.shape) for name, array in inputs.items()}
-        raise errors.InvalidInputError("inputs", shapes, "all inputs need the same first dimension")
+    tensors.check_rows(inputs, signature)
     return inputs, used
 
 
@@ -113,22 +136,18 @@ def _input(name: str, entry: dict[str, Any], tensor: tensors.Tensor, raw: memory
     shape = entry.get("shape")
     if not isinstance(shape, list) or not all(type(size) is int and size >= 0 for size in shape):
         raise errors.InvalidInputError(f"{field} shape", shape, "give a list of integers of at least 0")
-    if entry.get("datatype") != tensor.datatype:
-        raise errors.InvalidInputError(f"{field} datatype", entry.get("datatype"), f"the model takes {tensor.datatype}")
-    size = _object(f"{field} parameters", entry.get("parameters") or {}).get("binary_data_size")
+    tensors.check_type(field, entry.get("datatype"), tensor)
+    tensors.check_shape(f"{field} shape", shape, tensor)
+    parameters = _object(f"{field} parameters", entry.get("parameters") or {})
+    check_parameters(field, parameters)
+    size = parameters.get("binary_data_size")
     if size is not None:
         if type(size) is not int or not 0 <= size <= len(raw):
             raise errors.InvalidInputError(f"{field} binary_data_size", size, f"{len(raw)} bytes are left")
-        array = tensors.from_raw(field, bytes(raw[:size]), shape, tensor)
-    elif "data" not in entry:
+        return tensors.from_raw(field, raw[:size], shape, tensor), size
+    if "data" not in entry:
         raise errors.InvalidInputError(f"{field} data", None, "give the values, flat or nested")
-    else:
-        array = tensors.from_values(field, entry["data"], tensor).ravel()
-        if array.size != prod(shape):
-            raise errors.InvalidInputError(f"{field} shape", shape, f"the data holds {array.size} values")
-        array = array.reshape(shape)
-    tensors.check_shape(f"{field} shape", array, tensor)
-    return array, size or 0
+    return tensors.reshaped(field, tensors.from_values(field, entry["data"], tensor).ravel(), shape), 0
 
 
 def _reply(identity: str | None, asked: Any, parameters: Mapping[str, Any], signature: tensors.Signature) -> _Reply:
@@ -140,13 +159,22 @@ def _reply(identity: str | None, asked: Any, parameters: Mapping[str, Any], sign
         raise errors.InvalidInputError("outputs", asked, "give a list of tensors to answer with, or leave it out")
     binary: dict[str, bool] = {}
     for index, entry in enumerate(asked):
-        name = _object(f"outputs[{index}]", entry).get("name")
-        if not isinstance(name, str) or name not in signature.outputs:
-            fix = f"the model gives {', '.join(signature.outputs)}"
-            raise errors.InvalidInputError(f"outputs[{index}].name", name, fix)
+        name = check_output(index, _object(f"outputs[{index}]", entry).get("name"), signature)
         wishes = _object(f"outputs[{index}].parameters", entry.get("parameters") or {})
+        check_parameters(f"output {name!r}", wishes)
         binary[name] = bool(wishes.get("binary_data", everything))
     return _Reply(id=identity, outputs=tuple(binary), binary=frozenset(name for name, on in binary.items() if on))
+
+
+def _values(array: tensors.Array, tensor: tensors.Tensor) -> list[Any]:
+    """Flat, as JSON can carry them: it has no infinities and no NaN, they become null."""
+    flat = array.ravel()
+    if tensor.datatype == "BYTES":
+        return [tensors.text(element) for element in flat]
+    values: list[Any] = flat.tolist()
+    if tensor.datatype in tensors.FLOATS and not np.isfinite(flat).all():
+        return [value if isfinite(value) else None for value in values]
+    return values
 
 
 def _object(field: str, value: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 ``python -m airflow_mlscale.roma.adapters.worker [ENTRY_FILE…]``
 
 Joins its CPU group, connects, says hello, and then does what it is told until the socket closes: ``load``
-once, ``infer`` many times. TensorFlow is imported only when there is a model to load.
+once, ``infer`` many times. TensorFlow, or another runtime, is imported only when there is a model to load.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_mlscale import errors
-from airflow_mlscale.roma import model
+from airflow_mlscale.roma import model, runtimes
 from airflow_mlscale.roma.adapters import frames, worker_process
 
 if TYPE_CHECKING:
-    from airflow_mlscale.roma.adapters import savedmodel, tensors
+    from airflow_mlscale.roma.adapters import tensors, warming
 
 
 class Worker:
@@ -55,27 +56,34 @@ class Worker:
             self._connection.sendall(frames.pack(header, bodies))
 
     def _load(self, order: frames.Header) -> None:
-        from airflow_mlscale.roma.adapters import savedmodel
+        from airflow_mlscale.roma.adapters import loading, signatures
 
         self._send({"kind": "state", "state": model.State.LOADING})
         try:
-            loaded = savedmodel.SavedModel(order["artefact"], threads=order["threads"])
+            warm = loading.load(
+                Path(order["artefact"]),
+                runtimes.Runtime(**order["runtime"]),
+                threads=order["threads"],
+                max_batch=order["max_batch"],
+                objective_s=order["objective_s"],
+                on_warming=lambda: self._send({"kind": "state", "state": model.State.WARMING}),
+            )
         except errors.ModelArtefactError as exc:
-            self._send({"kind": "failed", "artefact": order["artefact"], "error": exc.fix})
+            self._send({"kind": "failed", "field": exc.field, "value": exc.value, "fix": exc.fix})
             return
-        self._send({"kind": "state", "state": model.State.WARMING})
-        measured, note = loaded.warm_up(max_batch=order["max_batch"], objective_s=order["objective_s"])
+        loaded = warm.model
         self._runner = Runner(loaded, name=order["name"], version=order["version"])
         if order["threads"] > 1:
             self._pool = ThreadPoolExecutor(order["threads"], thread_name_prefix="execution")
         self._send(
             {
                 "kind": "loaded",
-                "signatures": loaded.described(),
+                "signatures": signatures.described(loaded.signatures),
                 "default_signature": loaded.default,
                 "batchable": loaded.signatures[loaded.default].joinable,
-                "service_s": measured,
-                "note": note,
+                "service_s": warm.service_s,
+                "note": warm.note,
+                "runtime": warm.report,
             }
         )
 
@@ -93,7 +101,7 @@ class Worker:
             {
                 "kind": "served",
                 "id": header["id"],
-                "answers": [[answer.status, len(answer.body), answer.header_length] for answer in answers],
+                "answers": worker_process.described(answers),
                 "service_s": time.perf_counter() - began,
                 "cpu_s": time.process_time(),
             },
@@ -104,13 +112,15 @@ class Worker:
 class Runner:
     """Decodes calls, joins those that fit together, runs them, encodes the answers."""
 
-    def __init__(self, loaded: savedmodel.SavedModel, *, name: str, version: str) -> None:
-        from airflow_mlscale.roma.adapters import tfserving_codec, v2_codec
-
-        self._codecs: dict[str, Any] = {"v2": v2_codec, "tfs": tfserving_codec}
+    def __init__(self, loaded: warming.Executable, *, name: str, version: str) -> None:
+        self._codecs = _codecs()
         self._model = loaded
         self._name = name
         self._version = version
+
+    def close(self) -> None:
+        """Free the model."""
+        self._model.close()
 
     def run(self, calls: Sequence[model.Call]) -> list[model.Answer]:
         """One answer for each call, in order; a bad call costs only its own answer."""
@@ -120,8 +130,11 @@ class Runner:
             try:
                 codec = self._codecs[call.protocol]
                 inference = codec.decode(call, self._model.signatures, self._model.default)
+            except RecursionError:
+                fix = "values are nested too deeply"
+                answers[index] = failure(errors.InvalidInputError("body", f"{len(call.body)} bytes", fix))
             except Exception as exc:  # whatever a body holds, it must not cost its neighbours
-                answers[index] = _failure(exc)
+                answers[index] = failure(exc)
             else:
                 groups.setdefault(_kind(inference, index), {})[index] = inference
         for group in groups.values():
@@ -140,10 +153,10 @@ class Runner:
         joined = {name: np.concatenate([one.inputs[name] for one in inferences]) for name in signature.inputs}
         try:
             outputs = self._model.run(signature, joined)
-        except errors.MlscaleError:  # one of them is to blame; find out which
+        except Exception:  # one of them is to blame; find out which
             return {index: self._run_alone(one, calls[index]) for index, one in group.items()}
         answers, start, total = {}, 0, sum(one.rows for one in inferences)
-        if any(array.shape[0] != total for array in outputs.values()):
+        if any(array.shape[:1] != (total,) for array in outputs.values()):
             return {index: self._run_alone(one, calls[index]) for index, one in group.items()}
         for index, one in group.items():
             part = {name: array[start : start + one.rows] for name, array in outputs.items()}
@@ -154,16 +167,46 @@ class Runner:
     def _run_alone(self, one: tensors.Inference, call: model.Call) -> model.Answer:
         try:
             outputs = self._model.run(one.signature, one.inputs)
-        except errors.MlscaleError as exc:
-            return _failure(exc)
+        except Exception as exc:  # whatever it is, it must be told: nobody else answers this call
+            return failure(exc)
         return self._encoded(one, outputs, call)
 
     def _encoded(self, one: tensors.Inference, outputs: dict[str, tensors.Array], call: model.Call) -> model.Answer:
         try:
             encode: Callable[..., model.Answer] = self._codecs[call.protocol].encode
-            return encode(one, outputs, name=self._name, version=self._version)
+            answer = encode(one, outputs, name=self._name, version=self._version)
+            return replace(answer, nan=True) if any(map(_holds_nan, outputs.values())) else answer
         except Exception as exc:  # an output that cannot be written must not end the worker
-            return _failure(exc)
+            return failure(exc)
+
+
+def _codecs() -> dict[str, Any]:
+    """What reads and writes the bodies, by `model.Call.protocol`."""
+    from airflow_mlscale.roma.adapters import (
+        examples_codec,
+        tfserving_codec,
+        tfserving_grpc_codec,
+        v2_codec,
+        v2_grpc_codec,
+    )
+
+    return {
+        "v2": v2_codec,
+        "v2-grpc": v2_grpc_codec,
+        "tfs": tfserving_codec,
+        "tfs-classify": examples_codec.Examples(verb="classify", grpc=False),
+        "tfs-regress": examples_codec.Examples(verb="regress", grpc=False),
+        "tfs-grpc": tfserving_grpc_codec,
+        "tfs-grpc-classify": examples_codec.Examples(verb="classify", grpc=True),
+        "tfs-grpc-regress": examples_codec.Examples(verb="regress", grpc=True),
+    }
+
+
+def _holds_nan(array: tensors.Array) -> bool:
+    import numpy as np
+
+    # To NumPy, bfloat16 is of no kind that it knows.
+    return (array.dtype.kind in "fc" or array.dtype.name == "bfloat16") and bool(np.isnan(array).any())
 
 
 def _kind(inference: tensors.Inference, index: int) -> Any:
@@ -175,16 +218,17 @@ def _kind(inference: tensors.Inference, index: int) -> Any:
     )
 
 
-def _failure(exc: Exception) -> model.Answer:
-    """Both protocols give errors as ``{"error": "…"}``."""
+def failure(exc: Exception) -> model.Answer:
+    """As REST gives errors, ``{"error": "…"}``; the gateway puts it in another protocol's words."""
     status = 400 if isinstance(exc, errors.InvalidInputError) else 500
     text = str(exc) if isinstance(exc, errors.MlscaleError) else f"{type(exc).__name__}: {exc}"
     return model.Answer(status, json.dumps({"error": text[:2000]}).encode())
 
 
-def main() -> int:
-    """Join, connect, serve; returns the exit code."""
-    for entry_file in map(Path, sys.argv[1:]):
+@contextlib.contextmanager
+def connected(entry_files: Sequence[str]) -> Iterator[socket.socket]:
+    """The socket to the gateway, from a process that has joined its CPU group and greeted."""
+    for entry_file in map(Path, entry_files):
         try:
             entry_file.write_text(str(os.getpid()))
         except OSError as exc:  # an unmanaged worker serves too
@@ -194,10 +238,16 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)
     secret = os.environ.pop(worker_process.SECRET_VARIABLE)
     sys.setswitchinterval(0.001)  # a large body being decoded must not hold up short answers
-    # A gateway that is gone ends the worker: nothing is left to answer.
-    with contextlib.suppress(ConnectionError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.connect("\0" + os.environ[worker_process.ADDRESS_VARIABLE])
         connection.sendall(frames.pack({"kind": "hello", "secret": secret, "pid": os.getpid()}))
+        yield connection
+
+
+def main() -> int:
+    """Join, connect, serve; returns the exit code."""
+    # A gateway that is gone ends the worker: nothing is left to answer.
+    with contextlib.suppress(ConnectionError), connected(sys.argv[1:]) as connection:
         Worker(connection).serve()
     return 0
 

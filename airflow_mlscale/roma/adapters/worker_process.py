@@ -14,7 +14,8 @@ import secrets
 import socket
 import struct
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import count
 from pathlib import Path
 from typing import Any, cast
@@ -55,34 +56,50 @@ class ProcessLauncher:
 
     async def launch(self, name: str, entry_files: Sequence[Path]) -> ProcessWorker:
         """Start one worker and wait for its first word; see `ports.LauncherPort`."""
+        # Its place is the CPU: what GPUs there are belong to their executors.
+        started = await self.start("worker", name, entry_files, {"CUDA_VISIBLE_DEVICES": "-1"})
+        return ProcessWorker(*started)
+
+    async def start(
+        self, module: str, name: str, entry_files: Sequence[Path], environment: Mapping[str, str]
+    ) -> tuple[processes.Child, Connection, int, Path]:
+        """Start a process that runs one of this room's modules and greets.
+
+        Args:
+            module: the module.
+            name: of its log.
+            entry_files: into which it first writes its process id.
+            environment: variables on top of this process's own.
+
+        Raises:
+            WorkerLostError: it ended, or said nothing in time.
+        """
         secret = secrets.token_hex(16)
         greeted = self._expected[secret] = asyncio.get_running_loop().create_future()
         log_path = self._log_dir / f"{name}.log"
-        child = await asyncio.to_thread(self._spawn, name, secret, entry_files, log_path)
+        command = [sys.executable, "-m", f"airflow_mlscale.roma.adapters.{module}", *map(str, entry_files)]
+        env = {
+            "TF_CPP_MIN_LOG_LEVEL": "2",
+            **os.environ,
+            **environment,
+            ADDRESS_VARIABLE: self._address[1:],
+            SECRET_VARIABLE: secret,
+        }
+        # The grace is the daemon's own time to drain: told to end with it, a worker goes on until it is let go.
+        child = await asyncio.to_thread(
+            processes.spawn, name, command, env=env, log_path=log_path, grace_s=self._grace_s
+        )
         try:
-            with _exit_of(child) as ended:
+            with exit_of(child) as ended:
                 await asyncio.wait({greeted, ended}, timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not greeted.done():
                 raise ports.WorkerLostError(f"the worker said nothing, see {log_path}")
-            connection, pid = greeted.result()
+            return child, *greeted.result(), log_path
         except BaseException:
             await asyncio.to_thread(child.end)
             raise
         finally:
             self._expected.pop(secret, None)
-        return ProcessWorker(child, connection, pid, log_path)
-
-    def _spawn(self, name: str, secret: str, entry_files: Sequence[Path], log_path: Path) -> processes.Child:
-        command = [sys.executable, "-m", "airflow_mlscale.roma.adapters.worker", *map(str, entry_files)]
-        env = {
-            "TF_CPP_MIN_LOG_LEVEL": "2",
-            "CUDA_VISIBLE_DEVICES": "-1",
-            **os.environ,
-            ADDRESS_VARIABLE: self._address[1:],
-            SECRET_VARIABLE: secret,
-        }
-        # The grace is the daemon's own time to drain: told to end with it, a worker goes on until it is let go.
-        return processes.spawn(name, command, env=env, log_path=log_path, grace_s=self._grace_s)
 
     def _greeted(self, connection: Connection, header: frames.Header) -> None:
         greeted = self._expected.pop(str(header.get("secret")), None)
@@ -156,6 +173,7 @@ class ProcessWorker:
                 "threads": order.threads,
                 "max_batch": order.max_batch,
                 "objective_s": order.objective_s,
+                "runtime": asdict(order.runtime),
             }
         )
         return await self._loading
@@ -171,6 +189,16 @@ class ProcessWorker:
         self._connection.send({"kind": "infer", "id": number, "calls": items}, [call.body for call in calls])
         return future
 
+    def memory_bytes(self) -> int:
+        try:
+            return int(self._process.memory_info().rss)
+        except psutil.NoSuchProcess:
+            return 0
+
+    async def rest(self, timeout_s: float) -> None:
+        if self._executing:
+            await asyncio.wait(list(self._executing.values()), timeout=timeout_s)
+
     async def end(self) -> None:
         self._connection.close()
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -182,14 +210,14 @@ class ProcessWorker:
             case "served":
                 future = self._executing.pop(header["id"])
                 if not future.done():
-                    future.set_result(_served(header, body))
+                    future.set_result(served(header, body))
             case "state":
                 self._progress(model.State(header["state"]))
             case "loaded" if self._loading and not self._loading.done():
                 self._loading.set_result(_loaded(header))
             case "failed" if self._loading and not self._loading.done():
-                fix = f"TensorFlow cannot load it: {header['error']}"
-                self._loading.set_exception(errors.ModelArtefactError("artefact", header["artefact"], fix))
+                why = errors.ModelArtefactError(header["field"], header["value"], header["fix"])
+                self._loading.set_exception(why)
 
     def _closed(self) -> None:
         """The process is going or gone. ``lost`` comes first: who waits for an answer asks what happened."""
@@ -209,13 +237,19 @@ class ProcessWorker:
                 future.set_exception(ports.WorkerLostError(why))
 
 
-def _served(header: frames.Header, body: bytes) -> ports.Served:
+def described(answers: Sequence[model.Answer]) -> list[list[Any]]:
+    """Answers in a frame's header; their bodies follow it."""
+    return [[answer.status, len(answer.body), answer.header_length, answer.nan] for answer in answers]
+
+
+def served(header: frames.Header, body: bytes) -> ports.Served:
+    """A worker's answers."""
     answers = header["answers"]
-    parts = frames.cut(body, [length for _, length, _ in answers])
+    parts = frames.cut(body, [length for _, length, _, _ in answers])
     return ports.Served(
         answers=tuple(
-            model.Answer(status, part, header_length)
-            for (status, _, header_length), part in zip(answers, parts, strict=True)
+            model.Answer(status, part, header_length, nan=nan)
+            for (status, _, header_length, nan), part in zip(answers, parts, strict=True)
         ),
         service_s=header["service_s"],
         cpu_s=header["cpu_s"],
@@ -229,11 +263,12 @@ def _loaded(header: frames.Header) -> ports.Loaded:
         batchable=header["batchable"],
         service_s={int(size): seconds for size, seconds in header["service_s"].items()},
         note=header["note"],
+        runtime=header["runtime"],
     )
 
 
 @contextlib.contextmanager
-def _exit_of(child: processes.Child) -> Iterator[asyncio.Future[None]]:
+def exit_of(child: processes.Child) -> Iterator[asyncio.Future[None]]:
     """A future that is set when the process has ended."""
     loop = asyncio.get_running_loop()
     ended: asyncio.Future[None] = loop.create_future()

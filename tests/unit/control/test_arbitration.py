@@ -133,3 +133,23 @@ def test_bad_claims(bad: dict[str, float]) -> None:
 def test_names_are_unique() -> None:
     with pytest.raises(ValueError, match="same name"):
         arbitration.proportional([claim("a", 1.0), claim("a", 1.0)], 1.0)
+
+
+def test_who_wants_less_than_an_even_part_is_not_cut_by_a_greedy_neighbour() -> None:
+    wishes = [claim("greedy", 9.0), claim("modest", 0.5), claim("larger", 1.0)]
+    assert arbitration.fair(wishes, 2.0) == {"greedy": 0.75, "modest": 0.5, "larger": 0.75}
+
+
+def test_even_parts_are_even_beside_a_large_minimum() -> None:
+    wishes = [claim("a", 5.0), claim("b", 5.0), claim("c", 6.0, minimum=4.0)]
+    assert arbitration.fair(wishes, 6.0) == {"a": 1.0, "b": 1.0, "c": 4.0}
+
+
+@given(claims=claims(), pot=pots)
+def test_fairness_lifts_the_smallest_as_far_as_it_goes(claims: list[arbitration.Claim], pot: float) -> None:
+    grants = arbitration.fair(claims, pot)
+    for one in claims:
+        if grants[one.name] < one.wanted - 1e-6:  # then no equal has more, but for its minimum
+            for other in claims:
+                if other.priority == one.priority and arbitration.admissible(claims, pot):
+                    assert grants[other.name] <= max(grants[one.name], other.minimum) + 1e-6

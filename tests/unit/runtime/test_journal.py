@@ -132,3 +132,20 @@ def test_a_full_disk_ends_the_file_and_not_the_control(tmp_path: Path, caplog: p
     assert [each.at for each in journal.read(tmp_path / "journal.jsonl")] == [1.0]
     (told,) = caplog.records
     assert "journal.jsonl ends here: [Errno 27] File too large" in told.getMessage()
+
+
+def test_only_the_end_of_a_long_journal_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    first = journal.Journal(path)
+    for number in range(200):
+        first.append(record(number))
+    first.close()
+    assert len(journal.read(path)) == 200
+    again = journal.Journal(path, keep=10)
+    again.append(record(200))
+    assert [int(one.at) for one in again.records()] == list(range(191, 201))
+    again.close()
+    size = path.stat().st_size
+    tail = [int(one.at) for one in journal.read(path, last_bytes=size // 4)]
+    assert tail == list(range(tail[0], 201))
+    assert 0 < len(tail) < 60

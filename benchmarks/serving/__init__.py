@@ -1,0 +1,1 @@
+"""Models under their objectives on real TensorFlow, against rivals, and what the gateway itself costs."""

@@ -1,0 +1,1 @@
+"""What runs inside the rivals' own environments; nothing here imports the product."""
