@@ -35,4 +35,4 @@ if [ ! -x .venv/bin/uv ]; then
 fi
 echo "setup: installing the locked dependencies (about 2.5 GB the first time)"
 # Compiled bytecode makes every later import of Airflow and TensorFlow two to three times cheaper.
-UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy .venv/bin/uv sync --locked --all-extras --inexact --no-progress --quiet
+UV_COMPILE_BYTECODE=1 .venv/bin/uv sync --locked --all-extras --inexact --no-progress --quiet
