@@ -390,11 +390,12 @@ class Deployment:
     def _record(self, desired: model.Desired) -> None:
         """Save what has happened already: a disk that refuses cannot undo it."""
         try:
-            self._store.save(desired)
+            self._save(desired)
         except errors.TransientError:
             log.exception("%s: its state is not saved; a daemon that starts again goes by the last one", self.name)
-        self.desired = desired
+            self.desired = desired
 
     def _save(self, desired: model.Desired) -> None:
+        desired = desired.counted(self.desired.highest)
         self._store.save(desired)
         self.desired = desired

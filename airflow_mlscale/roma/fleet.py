@@ -188,6 +188,11 @@ class Fleet:
             one.roll_back(why, version)
             return one
 
+    async def loadable(self) -> dict[str, str]:
+        """Names and versions of what lies under the model root and was never loaded."""
+        found = await asyncio.to_thread(self._artefacts.listed)
+        return {name: version for name, version in found.items() if name not in self._models}
+
     async def load(self, name: str) -> deployment.Deployment:
         """Serve a model that was unloaded, or one found under the model root; no change if it serves already."""
         if name not in self._models:
@@ -265,6 +270,4 @@ def _next_version(last: deployment.Deployment | None, spec: model.ModelSpec) -> 
     candidate = last.desired.candidate
     if candidate and candidate.source == spec.source and not last.desired.failure:
         return candidate.version
-    tried = (last.spec.version, candidate and candidate.version, last.desired.failed_version)
-    numbers = [int(version) for version in tried if version and version.isdecimal()]
-    return str(max(numbers, default=0) + 1)
+    return str(last.desired.counted(0).highest + 1)

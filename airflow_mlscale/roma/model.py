@@ -319,10 +319,18 @@ class Desired:
     failure: str | None = None
     """Why the last version that did not stay was given up or rolled back."""
     failed_version: str | None = None
+    highest: int = 0
+    """The greatest number that a version of it ever had, so that none is given twice."""
 
     @property
     def spec(self) -> ModelSpec | None:
         return self.active or self.candidate
+
+    def counted(self, earlier: int) -> Desired:
+        """With the greatest number among ``earlier`` ones and its own versions'."""
+        named = [spec.version for spec in (self.active, self.candidate, self.previous) if spec]
+        numbers = [int(version) for version in (*named, self.failed_version) if version and version.isdecimal()]
+        return replace(self, highest=max(self.highest, earlier, *numbers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -231,5 +231,8 @@ class ArtefactPort(Protocol):
             ModelArtefactError: it cannot be read.
         """
 
+    def listed(self) -> dict[str, str]:
+        """Names and versions of all that `find` finds, by name; what cannot be read is left out."""
+
     def prune(self, keep: Collection[str]) -> None:
         """Forget copies but those with these checksums, and those that were fetched lately."""

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
 from typing import IO, Any
@@ -77,7 +77,7 @@ class Journal:
 
     def append(self, record: Record) -> None:
         """Keep, write and announce one record; a listener that raises is reported and passed over."""
-        line = json.dumps(asdict(record))
+        line = json.dumps(vars(record))
         with self._lock:
             self._records.append(record)
             self._write(line)
@@ -168,7 +168,7 @@ def _spread(records: list[Record], points: int) -> list[Record]:
 
 def _jsonable(record: Record) -> dict[str, object]:
     return {
-        **asdict(record),
+        **vars(record),
         **{
             name: {
                 key: None if isinstance(value, float) and not isfinite(value) else value for key, value in part.items()

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from airflow_mlscale import errors
@@ -46,6 +47,7 @@ def test_state_gives_back_what_was_saved(state: ports.StatePort) -> None:
         loaded=False,
         failure="why",
         failed_version="2",
+        highest=3,
     )
     empty = model.Desired(name="a")
     state.save(full)
@@ -74,7 +76,7 @@ def test_sqlite_state_reads_files_from_before_there_were_canaries(tmp_path: Path
     database.close()
     store = sqlite_state.SqliteState(path)
     assert store.load() == [model.Desired(name="m", active=SPEC)]
-    newer = model.Desired(name="m", active=SPEC, canary=model.Canary(), previous=SPEC)
+    newer = model.Desired(name="m", active=SPEC, canary=model.Canary(), previous=SPEC, highest=7)
     store.save(newer)
     assert store.load() == [newer]
     store.close()
@@ -196,6 +198,22 @@ async def test_one_bad_call_costs_its_neighbours_nothing(tmp_path: Path, artefac
     finally:
         await worker.end()
         await launcher.close()
+
+
+@pytest.mark.engine
+async def test_a_start_that_is_given_up_leaves_no_process(tmp_path: Path) -> None:
+    launcher = worker_process.ProcessLauncher(tmp_path / "logs")
+    await launcher.open()
+    before = set(psutil.Process().children(recursive=True))
+    for turns in range(3):
+        starting = asyncio.create_task(launcher.launch("m", []))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(starting, 20)
+        assert set(psutil.Process().children(recursive=True)) == before
+    await launcher.close()
 
 
 @pytest.mark.engine

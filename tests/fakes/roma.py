@@ -54,6 +54,9 @@ class AnyArtefact:
     def find(self, name: str) -> tuple[Path, str] | None:
         return (Path("/root") / name, "3") if name == "found" else None
 
+    def listed(self) -> dict[str, str]:
+        return {"found": "3"}
+
 
 @dataclass
 class FakeLauncher:

@@ -149,13 +149,22 @@ def test_nothing_leads_out_of_the_model_root(tmp_path: Path) -> None:
         store.fetch("memory://m")
     for name in ("../out", "in\0", "x" * 300, "."):
         assert store.find(name) is None
+    assert store.listed() == {"in": "1", "leak": "1"}
     assert len(kept(tmp_path)) == 1
 
 
 def test_the_newest_numbered_version_is_found(tmp_path: Path) -> None:
     for version in ("2", "10", "9"):
         saved_model(tmp_path / "m" / version)
-    assert artefacts.ArtefactStore(tmp_path / "cache", tmp_path).find("m") == (tmp_path / "m" / "10", "10")
+    (tmp_path / "notes").mkdir()
+    store = artefacts.ArtefactStore(tmp_path / "cache", tmp_path)
+    assert store.find("m") == (tmp_path / "m" / "10", "10")
+    assert store.listed() == {"m": "10"}
+
+
+def test_without_a_model_root_nothing_is_listed(tmp_path: Path) -> None:
+    assert artefacts.ArtefactStore(tmp_path / "cache").listed() == {}
+    assert artefacts.ArtefactStore(tmp_path / "cache", tmp_path / "none").listed() == {}
 
 
 def test_another_checksum_is_refused(store: artefacts.ArtefactStore, tmp_path: Path) -> None:

@@ -124,6 +124,29 @@ async def test_the_index_takes_truth_values_only(served: roma_served.Served) -> 
     ]
 
 
+async def test_the_index_names_what_could_be_loaded(served: roma_served.Served) -> None:
+    index = (await served.http.post("/v2/repository/index")).json()
+    assert [(one["name"], one["version"], one["state"]) for one in index] == [
+        ("m", "1", "READY"),
+        ("found", "3", "UNAVAILABLE"),
+    ]
+    assert (await served.http.post("/v2/repository/models/found/load")).status_code == 200
+    index = (await served.http.post("/v2/repository/index")).json()
+    assert [(one["name"], one["state"]) for one in index] == [("m", "READY"), ("found", "READY")]
+
+
+async def test_a_load_that_takes_too_long_says_so_and_goes_on(served: roma_served.Served) -> None:
+    await served.models.deploy(model.DeployOrder(name="s", artefact="/slow", objective=model.Objective(milliseconds=9)))
+    load = "/v2/repository/models/s/load"
+    answer = await served.http.post(load, params={"wait_s": 0.01})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
+    assert "still loading after 0.01 s" in answer.json()["error"]
+    assert (await served.http.post(load, params={"wait_s": 0})).status_code == 200
+    served.launcher.slow.set()
+    assert (await served.http.post(load)).status_code == 200
+    assert (await served.http.get("/v2/models/s/ready")).status_code == 200
+
+
 async def test_slow_bodies_are_refused() -> None:
     async with roma_served.serving(body_timeout_s=0.05) as served:
         sent = f"POST {INFER} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nab".encode()

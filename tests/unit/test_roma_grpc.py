@@ -126,7 +126,7 @@ async def test_a_stream_answers_each_message_and_survives_errors(served: roma_se
 async def test_the_repository(served: roma_served.Served) -> None:
     await call(served, V2 + "RepositoryModelUnload", v2_wire.RepositoryModelUnloadRequest(model_name="m"))
     index = v2_wire.RepositoryIndexResponse.FromString(await call(served, V2 + "RepositoryIndex"))
-    assert [(one.name, one.state) for one in index.models] == [("m", "UNAVAILABLE")]
+    assert [(one.name, one.state) for one in index.models] == [("m", "UNAVAILABLE"), ("found", "UNAVAILABLE")]
     request = v2_wire.RepositoryModelLoadRequest(model_name="m")
     request.parameters["config"].string_param = "{}"
     assert (await refused(served, V2 + "RepositoryModelLoad", request)).code() == grpc.StatusCode.INVALID_ARGUMENT

@@ -488,6 +488,21 @@ async def test_a_version_is_not_changed_under_its_name(launcher: fakes.FakeLaunc
     await models.end()
 
 
+async def test_no_version_number_is_given_twice(launcher: fakes.FakeLauncher, store: fakes.MemoryState) -> None:
+    models = make(launcher, store)
+    await deploy(models, "/a")
+    await deploy(models, "/b")
+    one = models["m"]
+    await models.roll_back("m", "worse")
+    await one.wait_settled(5)
+    await deploy(models, "/a", priority=3)  # after which nothing is said of version 2 any more
+    assert (one.spec.version, one.desired.failed_version) == ("1", None)
+    crashed = make(launcher, store)
+    await crashed.restore()
+    assert (await deploy(crashed, "/c")).spec.version == "3"
+    await asyncio.gather(models.end(), crashed.end())
+
+
 async def test_a_trial_keeps_its_own_settings_when_its_rules_change(
     launcher: fakes.FakeLauncher, store: fakes.MemoryState
 ) -> None:

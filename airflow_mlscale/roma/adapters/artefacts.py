@@ -54,6 +54,16 @@ class ArtefactStore:
             versions = _versions(path)
             return (path / versions[-1], versions[-1]) if versions else None
 
+    def listed(self) -> dict[str, str]:
+        if self.root is None or not self.root.is_dir():
+            return {}
+        found = {}
+        for name in sorted(os.listdir(self.root)):
+            with contextlib.suppress(errors.ModelArtefactError):
+                if place := self.find(name):
+                    found[name] = place[1]
+        return found
+
     def prune(self, keep: Collection[str]) -> None:
         if not self._cache.is_dir():
             return

@@ -90,6 +90,9 @@ class Metrics:
 
         yield GaugeMetricFamily("mlscale_roma_host_cores", "Cores of the host.", value=self._host_cores)
         yield GaugeMetricFamily(
+            "mlscale_roma_gateway_cores", "Cores guaranteed to the gateway.", value=self._plant.gateway_guarantee
+        )
+        yield GaugeMetricFamily(
             "mlscale_roma_held_bytes", "Bytes of request bodies held by the gateway.", value=self._budget.used
         )
         yield from self._of_models()

@@ -96,7 +96,7 @@ def _v2_paths() -> dict[str, Any]:
                 "Serve again, or a model found under the model root",
                 body="RepositoryRequest",
                 gives="Empty",
-                statuses=_WRITE,
+                statuses=(*_WRITE, 503),
                 parameters=[wait],
             )
         },

@@ -16,16 +16,16 @@ from airflow_mlscale.roma import model
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
     name TEXT PRIMARY KEY, active TEXT, candidate TEXT, loaded INTEGER NOT NULL, failure TEXT, failed_version TEXT,
-    canary TEXT, previous TEXT
+    canary TEXT, previous TEXT, highest INTEGER NOT NULL DEFAULT 0
 ) STRICT
 """
 
-_COLUMNS = "name, active, candidate, loaded, failure, failed_version, canary, previous"
+_COLUMNS = "name, active, candidate, loaded, failure, failed_version, canary, previous, highest"
 
-_SAVE = f"INSERT OR REPLACE INTO models ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
+_SAVE = f"INSERT OR REPLACE INTO models ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
 
-_LATER = ("canary", "previous")
-"""Columns, all TEXT, that files of earlier versions lack."""
+_LATER = {"canary": "TEXT", "previous": "TEXT", "highest": "INTEGER NOT NULL DEFAULT 0"}
+"""Columns that files of earlier versions lack."""
 
 
 class SqliteState:
@@ -38,11 +38,12 @@ class SqliteState:
         self._database.execute("PRAGMA synchronous=FULL")
         self._database.execute(_SCHEMA)
         there = {row[1] for row in self._database.execute("PRAGMA table_info(models)")}
-        for column in _LATER:
+        for column, kind in _LATER.items():
             if column not in there:
-                self._database.execute(f"ALTER TABLE models ADD COLUMN {column} TEXT")
+                self._database.execute(f"ALTER TABLE models ADD COLUMN {column} {kind}")
 
     def load(self) -> list[model.Desired]:
+        rows = self._database.execute(f"SELECT {_COLUMNS} FROM models ORDER BY name")  # noqa: S608 (a constant)
         return [
             model.Desired(
                 name=name,
@@ -53,10 +54,9 @@ class SqliteState:
                 failed_version=failed_version,
                 canary=None if trial is None else model.canary_from_json(json.loads(trial)),
                 previous=_read(previous),
+                highest=highest,
             )
-            for name, active, candidate, loaded, failure, failed_version, trial, previous in self._database.execute(
-                f"SELECT {_COLUMNS} FROM models ORDER BY name"  # noqa: S608 (a constant)
-            )
+            for name, active, candidate, loaded, failure, failed_version, trial, previous, highest in rows
         ]
 
     def save(self, desired: model.Desired) -> None:
@@ -69,6 +69,7 @@ class SqliteState:
             desired.failed_version,
             None if desired.canary is None else json.dumps(asdict(desired.canary)),
             _write(desired.previous),
+            desired.highest,
         )
         with _writing():
             self._database.execute(_SAVE, row)

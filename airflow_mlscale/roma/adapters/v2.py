@@ -91,7 +91,7 @@ class OpenInference:
                 only_ready = wish.get("ready", False)
                 if not isinstance(only_ready, bool):
                     raise errors.InvalidInputError("ready", repr(only_ready)[:60], "give true or false")
-                return http.json_reply(index(self._models, only_ready=only_ready))
+                return http.json_reply(await index(self._models, only_ready=only_ready))
             case ["models", name, "load"]:
                 exchange.allow("POST")
                 parameters = _parameters(await exchange.json())
@@ -149,17 +149,27 @@ def metadata(models: fleet.Fleet, target: inference.Target) -> dict[str, Any]:
     }
 
 
-def index(models: fleet.Fleet, *, only_ready: bool) -> list[dict[str, str]]:
-    """Every model that is known, in the repository extension's words."""
-    return [one for one in map(_indexed, models) if not only_ready or one["state"] == "READY"]
+async def index(models: fleet.Fleet, *, only_ready: bool) -> list[dict[str, str]]:
+    """Every model that is known or could be loaded, in the repository extension's words."""
+    known = [_indexed(one) for one in models]
+    if only_ready:
+        return [one for one in known if one["state"] == "READY"]
+    waiting = await models.loadable()
+    return known + [
+        {"name": name, "version": version, "state": "UNAVAILABLE", "reason": "not loaded yet"}
+        for name, version in waiting.items()
+    ]
 
 
 async def load(models: fleet.Fleet, name: str, parameters: Mapping[str, Any], *, wait_s: float) -> None:
     """Serve a model again, or one found under the model root; waits until it is ready, has failed, or time is up.
 
+    With ``wait_s`` 0 it returns as soon as the load is under way.
+
     Raises:
         InvalidInputError: the client sent a configuration or files, which are not taken.
         StatusError: it failed to load (400).
+        NotReadyError: it was not loaded in time; it goes on loading.
     """
     for parameter in parameters:
         if parameter == "config" or parameter.startswith("file:"):
@@ -169,6 +179,9 @@ async def load(models: fleet.Fleet, name: str, parameters: Mapping[str, Any], *,
     await one.wait_settled(wait_s)
     if one.active is None and one.settled:
         raise http.StatusError(400, f"model {name!r} failed to load: {one.reason}")
+    if one.active is None and wait_s:
+        told = f"model {name!r} is still {one.state} after {wait_s:g} s and goes on; ask for its readiness"
+        raise deployment.NotReadyError(told, retry_after_s=2)
 
 
 def _parameters(document: Any) -> dict[str, Any]:

@@ -72,7 +72,7 @@ class OpenInferenceGrpc:
 
     async def _index(self, exchange: grpc_server.Exchange) -> bytes:
         request = wire.parse(v2_wire.RepositoryIndexRequest, exchange.request)
-        index = v2.index(self._models, only_ready=request.ready)
+        index = await v2.index(self._models, only_ready=request.ready)
         return _bytes(v2_wire.RepositoryIndexResponse(models=index))
 
     async def _load(self, exchange: grpc_server.Exchange) -> bytes:

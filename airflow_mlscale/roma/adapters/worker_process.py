@@ -86,17 +86,20 @@ class ProcessLauncher:
             SECRET_VARIABLE: secret,
         }
         # The grace is the daemon's own time to drain: told to end with it, a worker goes on until it is let go.
-        child = await asyncio.to_thread(
-            processes.spawn, name, command, env=env, log_path=log_path, grace_s=self._grace_s
+        spawning = asyncio.ensure_future(
+            asyncio.to_thread(processes.spawn, name, command, env=env, log_path=log_path, grace_s=self._grace_s)
         )
         try:
+            child = await asyncio.shield(spawning)
             with exit_of(child) as ended:
                 await asyncio.wait({greeted, ended}, timeout=self._start_timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if not greeted.done():
                 raise ports.WorkerLostError(f"the worker said nothing, see {log_path}")
             return child, *greeted.result(), log_path
         except BaseException:
-            await asyncio.to_thread(child.end)
+            await asyncio.wait([spawning])  # a cancelled caller's process comes all the same
+            if not spawning.exception():
+                await asyncio.to_thread(spawning.result().end)
             raise
         finally:
             self._expected.pop(secret, None)
