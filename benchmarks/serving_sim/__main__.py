@@ -11,6 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.serving import results
 from benchmarks.serving_sim import cases, closed_loop, report
 
 
@@ -34,8 +35,13 @@ def main() -> None:
         console.print(line, highlight=False, soft_wrap=True)
     console.print(f"{len(rows)} runs in {time.monotonic() - begun:.0f} s")
     if args.out:
-        about = {"seeds": [seeds.start, seeds.stop], "length_s": args.length, "only": args.only}
-        report.write(args.out / "benchmarks/results/serving-sim.json", rows, about)
+        about = {
+            "seeds": [seeds.start, seeds.stop],
+            "length_s": args.length,
+            "only": args.only,
+            "law": results.law(),
+        }
+        report.write(args.out, rows, about)
 
 
 def _row(job: tuple[cases.Cell, int], length_s: float) -> cases.Row:
@@ -56,7 +62,11 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="+", default=[], metavar="SYSTEM/HOST/SHAPE/LOAD", help="such as '*/8x10/steps/*'"
     )
-    parser.add_argument("--out", type=Path, help="write benchmarks/results/serving-sim.json below this folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        help="write JSON, picture and, if there is docs/benchmarks.md, the table below this folder, such as .",
+    )
     return parser.parse_args()
 
 

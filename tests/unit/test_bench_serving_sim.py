@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from math import inf
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -90,14 +92,32 @@ def test_the_same_seed_brings_the_same_run() -> None:
     assert runs[0].granted_core_s == runs[1].granted_core_s
 
 
-def test_a_target_that_is_missed_is_said_to_be() -> None:
-    def row(system: str, violations: float, granted: float) -> cases.Row:
-        return cases.Row(
-            system=system, host="8x10", shape="steps", load=0.5, seed=0, requests=100, violations_pct=violations,
-            shed_pct=0.0, goodput_per_s=1.0, models_on_target=1, models=1, p50_ratio=0.1, p95_ratio=0.5, p99_ratio=0.9,
-            granted_core_s=granted, cap_core_s=granted, used_core_s=1.0,
-        )  # fmt: skip
+def row(system: str, violations: float, granted: float, load: float = 0.5) -> cases.Row:
+    return cases.Row(
+        system=system, host="8x10", shape="steps", load=load, seed=0, requests=100, violations_pct=violations,
+        shed_pct=0.0, goodput_per_s=1.0, models_on_target=1, models=1, p50_ratio=0.1, p95_ratio=0.5, p99_ratio=0.9,
+        granted_core_s=granted, cap_core_s=granted, used_core_s=1.0,
+    )  # fmt: skip
 
+
+def test_what_came_out_is_written_where_people_and_programs_look(tmp_path: Path) -> None:
+    page = tmp_path / "docs" / "benchmarks.md"
+    page.parent.mkdir()
+    page.write_text("before\n<!-- serving-sim: begin -->\nold\n<!-- serving-sim: end -->\nafter\n")
+    rows = [row("ours_reserve", 2.0, 70.0, load) for load in (0.5, 0.9)] + [row("static", 10.0, 100.0)]
+    report.write(tmp_path, rows, {"seeds": [0, 1], "length_s": 40.0, "law": "abc"})
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "old" not in text
+    assert "| 8x10 | steps | 0.5 | static | 10.00 |" in text
+    assert "- met: 8x10 steps 0.5: ours_reserve against static" in text
+    assert "Seed 0, 40 s of which 10 warm up, law abc." in text
+    assert len(json.loads((tmp_path / "benchmarks/results/serving-sim.json").read_text())["rows"]) == 3
+    assert (tmp_path / "docs/img/serving-sim.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_target_that_is_missed_is_said_to_be() -> None:
     said = report.targets([row("ours_reserve", 2.0, 70.0), row("static", 10.0, 100.0), row("ct", 4.0, 100.0)])
     assert said[0].startswith("met:")  # 80 % fewer, 30 % cheaper
     assert said[1].startswith("NOT met:")  # 50 % fewer
