@@ -396,6 +396,5 @@ class Deployment:
             self.desired = desired
 
     def _save(self, desired: model.Desired) -> None:
-        desired = desired.counted(self.desired.highest)
-        self._store.save(desired)
+        self._store.save(desired := desired.counted(self.desired.highest))
         self.desired = desired

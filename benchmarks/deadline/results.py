@@ -1,21 +1,18 @@
-"""The results of a session, kept in one file that is whole after every run, so that a session can be resumed."""
+"""The rows of a session, and the uncontrolled runs that they rest on."""
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from airflow_mlscale import errors
 from airflow_mlscale.spark import profile as profiles
 from airflow_mlscale.spark.model import Profile
+from benchmarks import resumable
 from benchmarks.deadline.trial import Outcome
 
-VERSION = 1
 BASELINE = "none"
 """System of uncontrolled runs."""
 BASELINE_SEED = 1000
@@ -34,46 +31,16 @@ class Key:
 
 
 @dataclass
-class Results:
-    """Rows of a session and what they rest on; `save` writes them."""
+class Results(resumable.Resumable):
+    """Rows of a session and what they rest on."""
 
-    path: Path
     scale: float = 1.0
-    started: str = field(default_factory=lambda: now())
-    machine: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, Any] = field(default_factory=dict)
     baselines: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     """Uncontrolled runs before the race, by application: deadlines and the work follow from them."""
     profiles: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What those runs taught, by application."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
     burn_down: dict[str, dict[str, Any]] = field(default_factory=dict)
     """One warm reserve run of each application, for the picture."""
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """The results of an earlier session.
-
-        Raises:
-            InvalidInputError: there is no such file, or it is not one of results.
-        """
-        try:
-            value = json.loads(path.read_text())
-            if value.pop("version") != VERSION:
-                raise ValueError("another version")
-            return cls(path=path, **value)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise errors.InvalidInputError(
-                "results", str(path), f"not a file of results ({exc}); leave --resume"
-            ) from exc
-
-    def save(self) -> None:
-        """Write everything in one step."""
-        value = {"version": VERSION, **{name: each for name, each in asdict(self).items() if name != "path"}}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-        partial.replace(self.path)
 
     def has(self, key: Key) -> bool:
         """Whether that row was made, by a run that failed too."""
@@ -93,7 +60,7 @@ class Results:
     def add_baseline(self, app: str, outcome: Outcome) -> None:
         if outcome.learned is None:
             raise errors.TransientError(f"nothing was learned from {app}: the driver's web page never answered")
-        self.baselines.setdefault(app, []).append({**_plain(outcome), "at": now()})
+        self.baselines.setdefault(app, []).append({**_plain(outcome), "at": resumable.now()})
         self.profiles[app] = profiles.to_json(outcome.learned)
 
     def profile(self, app: str) -> Profile | None:
@@ -121,7 +88,7 @@ class Results:
                     **self._promised(key),
                     **self._measured(key, outcome),
                     "error": error,
-                    "at": now(),
+                    "at": resumable.now(),
                     "law": self.versions.get("law"),
                 }
             )
@@ -143,10 +110,6 @@ def key_of(row: Mapping[str, Any]) -> Key:
 def finished(rows: Iterable[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
     """Rows of runs that did not fail."""
     return [row for row in rows if row["finish_s"] is not None]
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _plain(outcome: Outcome) -> dict[str, Any]:

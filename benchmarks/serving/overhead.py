@@ -26,6 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from airflow_mlscale import errors
+from benchmarks import resumable
 from benchmarks.deadline import machine
 from benchmarks.deadline.report import Target, between_marks
 from benchmarks.serving import meter, models, peers, pictures, results, setup, trial
@@ -93,7 +94,7 @@ def _measure(scope: Scope, home: Path, console: Console) -> dict[str, Any]:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is ended
     setup.models([peers.SMALL.name])
     found: dict[str, Any] = {
-        "started": results.now(),
+        "started": resumable.now(),
         "machine": machine.info(),
         "failed": {},
         "latency": _latency(scope, home / "latency"),

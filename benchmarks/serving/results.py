@@ -1,23 +1,20 @@
-"""The results of a session, kept in one file that is whole after every run, so that a session can be resumed."""
+"""The rows of a session, and what the machine can do."""
 
 from __future__ import annotations
 
-import json
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from datetime import UTC, datetime
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import airflow_mlscale
-from airflow_mlscale import errors
+from benchmarks import resumable
 from benchmarks.serving import models, setup
 from benchmarks.serving.trial import Outcome
 
-VERSION = 1
 _LAW = (
     "control/*.py",
     *(
@@ -43,48 +40,18 @@ class Key:
 
 
 @dataclass
-class Results:
-    """Rows of a session and what they rest on; `save` writes them."""
+class Results(resumable.Resumable):
+    """Rows of a session and what they rest on."""
 
-    path: Path
-    started: str = field(default_factory=lambda: now())
-    machine: dict[str, Any] = field(default_factory=dict)
-    versions: dict[str, Any] = field(default_factory=dict)
     scope: dict[str, Any] = field(default_factory=dict)
     capacity: dict[str, Any] = field(default_factory=dict)
     """What the machine can do: ``requests_per_s`` of the mix, and by model ``alone_ms``, ``alone_per_s``,
     ``rate_per_s`` (at load 1) and ``objective_ms``."""
-    rows: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        """The results of an earlier session.
-
-        Raises:
-            InvalidInputError: there is no such file, or it is not one of results.
-        """
-        try:
-            value = json.loads(path.read_text())
-            if value.pop("version") != VERSION:
-                raise ValueError("another version")
-            return cls(path=path, **value)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as exc:
-            raise errors.InvalidInputError(
-                "results", str(path), f"not a file of results ({exc}); leave --resume"
-            ) from exc
 
     @property
     def journal(self) -> Path:
         """Of the run that is shown, beside the results."""
         return self.path.with_name(f"{self.path.stem}-run.jsonl")
-
-    def save(self) -> None:
-        """Write everything in one step."""
-        value = {"version": VERSION, **{name: each for name, each in asdict(self).items() if name != "path"}}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        partial.write_text(json.dumps(value, indent=1) + "\n")
-        partial.replace(self.path)
 
     def has(self, key: Key) -> bool:
         """Whether that row was made; one that failed is made again."""
@@ -94,7 +61,9 @@ class Results:
         """Append a row, in place of one of the same key that failed."""
         self.rows = [row for row in self.rows if key_of(row) != key]
         measured = asdict(outcome) if outcome else {}
-        self.rows.append({**asdict(key), **measured, "error": error, "at": now(), "law": self.versions.get("law")})
+        self.rows.append(
+            {**asdict(key), **measured, "error": error, "at": resumable.now(), "law": self.versions.get("law")}
+        )
 
     def served(self) -> list[models.Served]:
         """The models with their objectives and rates, as the capacity was measured."""
@@ -125,7 +94,3 @@ def law() -> str:
     for path in sorted(found for name in _LAW for found in package.glob(name)):
         digest.update(path.read_bytes())
     return digest.hexdigest()[:8]
-
-
-def now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
