@@ -130,7 +130,7 @@ class RomaDeployOperator(RomaVersionOperator):
         conn_id: connection of type ``mlscale_roma``.
         model_name: name under which the model is served. (templated)
         artefact: path of the model on ROMA's host, or a URL that ROMA can read. (templated)
-        version: name of the version; by default one more than the last if the files are new. (templated)
+        version: name of the version; by default one more than the highest so far if the files are new. (templated)
         objective: percentile and milliseconds to keep, set anew by each run.
         min_cores: guarantee that is never taken away; refused if the host cannot give it.
         max_cores: most cores the model's guarantee may grow to.
