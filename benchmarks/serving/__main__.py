@@ -53,7 +53,8 @@ def _measure(options: argparse.Namespace, scope: session.Scope, found: results.R
     running = session.Session(scope, found, home=options.home)
     for line in running.prepare():
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    found.machine, found.versions, found.scope = machine.info(), results.versions(), running.described()
+    found.machine, found.versions = machine.info(), results.versions()
+    found.scope = session.joined(found.scope, running.described())
     left = running.left()
     console.print(f"{len(left)} runs to go, about {running.left_s() / 60:.0f} minutes", highlight=False)
     for line in running.go():

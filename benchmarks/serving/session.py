@@ -254,5 +254,13 @@ class Session:
         return asdict(self.scope)
 
 
+def joined(earlier: Mapping[str, Any], later: Mapping[str, Any]) -> dict[str, Any]:
+    """Two scopes of one session: everything that either has asked for; what is no list is the later one's."""
+    return {
+        name: list(dict.fromkeys([*earlier.get(name, ()), *value])) if isinstance(value, list | tuple) else value
+        for name, value in later.items()
+    }
+
+
 def _only(index: int, count: int) -> list[float]:
     return [float(index == each) for each in range(count)]

@@ -117,6 +117,7 @@ def _markdown(rows: Sequence[cases.Row], about: dict[str, Any]) -> str:
 
 def draw(path: Path, rows: Sequence[cases.Row]) -> None:
     """Violations by load, a panel for each host, under stepped arrivals."""
+    import matplotlib
     import matplotlib.figure
 
     steps = {key: systems for key, systems in conditions(rows).items() if key[1] == "steps"}
@@ -127,14 +128,16 @@ def draw(path: Path, rows: Sequence[cases.Row]) -> None:
     panels = figure.subplots(1, len(hosts), sharey=True, squeeze=False)[0]
     for axes, host in zip(panels, hosts, strict=True):
         mine = {load: systems for (where, _, load), systems in steps.items() if where == host}
-        for system in dict.fromkeys(name for systems in mine.values() for name in systems):
+        for index, system in enumerate(dict.fromkeys(name for systems in mine.values() for name in systems)):
             points = [
                 (load, mean(row.violations_pct for row in systems[system]))
                 for load, systems in sorted(mine.items())
                 if system in systems
             ]
             width = 2.6 if system in OURS else 1.1
-            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width, label=system.replace("_", " "))
+            color = matplotlib.colormaps["tab20"]((2 * index + index // 10) % 20)  # the ten strong ones first
+            label = system.replace("_", " ")
+            axes.plot(*zip(*points, strict=True), marker="o", ms=4, lw=width, color=color, label=label)
         cores, models = cases.HOSTS[host]
         axes.set_title(f"{cores:g} cores, {models} models", fontsize=10)
         axes.set_xlabel("mean work ÷ cores")

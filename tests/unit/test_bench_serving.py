@@ -181,6 +181,17 @@ def test_results_are_whole_after_each_row_and_a_failed_row_is_made_again(tmp_pat
     assert json.loads(found.path.read_text())["rows"][0]["error"] == "it did not start"
 
 
+def test_a_session_that_goes_on_tells_all_that_was_asked_for() -> None:
+    earlier = {"systems": ["static", "ray_serve"], "loads": [0.5], "seeds": 1}
+    later = {"systems": ("static", "sharing"), "loads": (0.9,), "seeds": 2}
+    assert session.joined({}, earlier) == earlier
+    assert session.joined(earlier, later) == {
+        "systems": ["static", "ray_serve", "sharing"],
+        "loads": [0.5, 0.9],
+        "seeds": 2,
+    }
+
+
 def test_objectives_are_a_multiple_of_the_service_time_with_a_floor() -> None:
     assert models.objective_ms(models.MODELS["pitch"], 0.030) == 240.0  # 8 · 30 ms
     assert models.objective_ms(models.MODELS["flight_delay"], 0.001) == 50.0
