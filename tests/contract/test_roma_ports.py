@@ -47,7 +47,7 @@ def test_state_gives_back_what_was_saved(state: ports.StatePort) -> None:
         loaded=False,
         failure="why",
         failed_version="2",
-        highest=3,
+        highest=20261123153000123456789,
     )
     empty = model.Desired(name="a")
     state.save(full)

@@ -16,7 +16,7 @@ from airflow_mlscale.roma import model
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS models (
     name TEXT PRIMARY KEY, active TEXT, candidate TEXT, loaded INTEGER NOT NULL, failure TEXT, failed_version TEXT,
-    canary TEXT, previous TEXT, highest INTEGER NOT NULL DEFAULT 0
+    canary TEXT, previous TEXT, highest TEXT
 ) STRICT
 """
 
@@ -24,8 +24,8 @@ _COLUMNS = "name, active, candidate, loaded, failure, failed_version, canary, pr
 
 _SAVE = f"INSERT OR REPLACE INTO models ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"  # noqa: S608 (constants)
 
-_LATER = {"canary": "TEXT", "previous": "TEXT", "highest": "INTEGER NOT NULL DEFAULT 0"}
-"""Columns that files of earlier versions lack."""
+_LATER = ("canary", "previous", "highest")
+"""Columns, all TEXT, that files of earlier versions lack; a version may be a number that no integer column holds."""
 
 
 class SqliteState:
@@ -38,9 +38,9 @@ class SqliteState:
         self._database.execute("PRAGMA synchronous=FULL")
         self._database.execute(_SCHEMA)
         there = {row[1] for row in self._database.execute("PRAGMA table_info(models)")}
-        for column, kind in _LATER.items():
+        for column in _LATER:
             if column not in there:
-                self._database.execute(f"ALTER TABLE models ADD COLUMN {column} {kind}")
+                self._database.execute(f"ALTER TABLE models ADD COLUMN {column} TEXT")
 
     def load(self) -> list[model.Desired]:
         rows = self._database.execute(f"SELECT {_COLUMNS} FROM models ORDER BY name")  # noqa: S608 (a constant)
@@ -54,7 +54,7 @@ class SqliteState:
                 failed_version=failed_version,
                 canary=None if trial is None else model.canary_from_json(json.loads(trial)),
                 previous=_read(previous),
-                highest=highest,
+                highest=int(highest or 0),
             )
             for name, active, candidate, loaded, failure, failed_version, trial, previous, highest in rows
         ]
@@ -69,7 +69,7 @@ class SqliteState:
             desired.failed_version,
             None if desired.canary is None else json.dumps(asdict(desired.canary)),
             _write(desired.previous),
-            desired.highest,
+            str(desired.highest),
         )
         with _writing():
             self._database.execute(_SAVE, row)
