@@ -71,7 +71,8 @@ def trained(task_id: str, **arguments) -> tuple[dict, model.RunState]:
     return result, FederatedHook().runs.directory(result["run_id"]).state()
 
 
-@pytest.mark.parametrize("lie", ["nan", pytest.param("shape", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("lie", ["nan", "shape"])
 def test_nonsense_of_one_site_is_no_part_of_the_model(federation, lie):
     result, state = trained(
         f"liar-{lie}",

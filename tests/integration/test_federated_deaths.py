@@ -82,6 +82,7 @@ def started(federation, tmp_path):
         child.end()
 
 
+@pytest.mark.long
 def test_a_killed_task_goes_on_and_a_third_of_the_sites_comes_back(started):
     """kill -9 of the task's process; of a third of the sites in mid-round, which NVFlare lets into no running job."""
     arguments = {"task_id": "task", **ENDLESS, "target": OUT_OF_REACH, "deadline": 200}

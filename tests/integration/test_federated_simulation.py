@@ -155,6 +155,7 @@ def test_a_simulation_that_nobody_follows_ends_by_itself(connected):
     assert not (runs.directory("orphan").state() or model.RunState(run_id="orphan")).status.ended
 
 
+@pytest.mark.long
 def test_a_dag_is_tested_without_a_federation(tmp_path):
     extra = {
         "simulated_sites": ["berlin", "turin", "boston"],

@@ -123,6 +123,7 @@ def test_a_killed_driver_fails_the_task_and_a_retry_has_the_time_that_is_left(
     spark_held.wait_until_nothing_is_left(host, again)
 
 
+@pytest.mark.long  # test_spark_deadline.py kills one, too
 def test_a_killed_task_leaves_nothing_and_its_retry_keeps_the_promise(host: Host, begin: Begin, tmp_path: Path) -> None:
     store = tmp_path / "state.json"
     made = spark_held.arguments(tmp_path, "task", **LIMITED)
