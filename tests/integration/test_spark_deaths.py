@@ -25,7 +25,7 @@ from airflow_mlscale.spark.adapters import cluster
 from tests.integration import spark_held
 from tests.integration.spark_held import HeldJob, Host
 
-pytestmark = pytest.mark.engine
+pytestmark = [pytest.mark.engine, pytest.mark.long]  # test_spark_deadline.py and test_spark_cluster_mode.py kill, too
 
 LIMIT_CORES = 1.0
 LIMITED = {"mode": "reserve", "max_cores": LIMIT_CORES}
@@ -99,9 +99,7 @@ def driver_python(job: HeldJob) -> int:
     return child
 
 
-@pytest.mark.parametrize(
-    "driver", [driver_jvm, pytest.param(driver_python, marks=pytest.mark.long)], ids=["jvm", "python"]
-)
+@pytest.mark.parametrize("driver", [driver_jvm, driver_python], ids=["jvm", "python"])
 def test_a_killed_driver_fails_the_task_and_a_retry_has_the_time_that_is_left(
     host: Host, begin: Begin, driver: Callable[[HeldJob], int]
 ) -> None:
@@ -123,7 +121,6 @@ def test_a_killed_driver_fails_the_task_and_a_retry_has_the_time_that_is_left(
     spark_held.wait_until_nothing_is_left(host, again)
 
 
-@pytest.mark.long  # test_spark_deadline.py kills one, too
 def test_a_killed_task_leaves_nothing_and_its_retry_keeps_the_promise(host: Host, begin: Begin, tmp_path: Path) -> None:
     store = tmp_path / "state.json"
     made = spark_held.arguments(tmp_path, "task", **LIMITED)
@@ -155,7 +152,6 @@ def test_a_killed_task_leaves_nothing_and_its_retry_keeps_the_promise(host: Host
     spark_held.wait_until_nothing_is_left(host, again)
 
 
-@pytest.mark.long
 def test_a_killed_executor_is_replaced_within_its_group_and_its_lost_work_is_not_taken_for_done(
     host: Host, begin: Begin, tmp_path: Path
 ) -> None:
@@ -181,7 +177,6 @@ def test_a_killed_executor_is_replaced_within_its_group_and_its_lost_work_is_not
     spark_held.wait_until_nothing_is_left(host, job)
 
 
-@pytest.mark.long  # tests/contract/test_cpu_deaths.py kills one too
 def test_a_killed_agent_leaves_the_job_unlimited_until_its_successor_takes_it_up(host: Host, begin: Begin) -> None:
     job = begin("agent", **LIMITED)
     job.wait_until_held()
@@ -207,7 +202,6 @@ def test_a_killed_agent_leaves_the_job_unlimited_until_its_successor_takes_it_up
     spark_held.wait_until_nothing_is_left(host, job)
 
 
-@pytest.mark.long
 def test_a_job_outlives_a_killed_worker_that_is_started_again(host: Host, begin: Begin) -> None:
     job = begin("worker", **LIMITED)
     executor = job.executor_at_work(host)
